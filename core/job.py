@@ -1,0 +1,83 @@
+"""The states of jobs and chunks, and the only table that says which state may follow which.
+
+Job states are those of the OpenAI Batch object. A chunk is the unit that a Celery message names, a worker leases
+and a crash loses. Whoever changes a state asks `check_job_move` or `check_chunk_move` first; `db` does it in the
+same statement that writes the row.
+"""
+
+from enum import StrEnum
+from types import MappingProxyType
+
+from core.errors import Conflict
+
+DEFAULT_TENANT = "default"
+
+
+class JobKind(StrEnum):
+    INFERENCE = "inference"
+    QUANTIZATION = "quantization"
+    WARMING = "warming"
+    BENCHMARK = "benchmark"
+
+
+class ServiceClass(StrEnum):
+    """Who waits for the answer: a person (`online`) or nobody before the morning (`batch`)."""
+
+    ONLINE = "online"
+    BATCH = "batch"
+
+
+class JobState(StrEnum):
+    VALIDATING = "validating"
+    FAILED = "failed"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+
+class ChunkState(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+
+
+JOB_MOVES: MappingProxyType[JobState, frozenset[JobState]] = MappingProxyType(
+    {
+        JobState.VALIDATING: frozenset({JobState.FAILED, JobState.IN_PROGRESS, JobState.CANCELLING}),
+        JobState.IN_PROGRESS: frozenset({JobState.FINALIZING, JobState.CANCELLING}),
+        JobState.FINALIZING: frozenset({JobState.COMPLETED, JobState.EXPIRED}),
+        JobState.CANCELLING: frozenset({JobState.CANCELLED}),
+        JobState.COMPLETED: frozenset(),
+        JobState.EXPIRED: frozenset(),
+        JobState.FAILED: frozenset(),
+        JobState.CANCELLED: frozenset(),
+    }
+)
+
+CHUNK_MOVES: MappingProxyType[ChunkState, frozenset[ChunkState]] = MappingProxyType(
+    {
+        ChunkState.WAITING: frozenset({ChunkState.RUNNING, ChunkState.CANCELLED}),
+        ChunkState.RUNNING: frozenset({ChunkState.DONE, ChunkState.WAITING, ChunkState.CANCELLED}),
+        ChunkState.DONE: frozenset(),
+        ChunkState.CANCELLED: frozenset(),
+    }
+)
+
+TERMINAL_JOB_STATES = frozenset(state for state, following in JOB_MOVES.items() if not following)
+TERMINAL_CHUNK_STATES = frozenset(state for state, following in CHUNK_MOVES.items() if not following)
+
+
+def check_job_move(current: JobState, following: JobState) -> None:
+    """Raises Conflict unless a job may go from `current` to `following`."""
+    if following not in JOB_MOVES[current]:
+        raise Conflict(f"a job that is {current.value} cannot become {following.value}")
+
+
+def check_chunk_move(current: ChunkState, following: ChunkState) -> None:
+    """Raises Conflict unless a chunk may go from `current` to `following`."""
+    if following not in CHUNK_MOVES[current]:
+        raise Conflict(f"a chunk that is {current.value} cannot become {following.value}")

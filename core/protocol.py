@@ -1,0 +1,186 @@
+"""What travels between an engine and its clients over ZMQ: msgspec structs, MessagePack on the wire.
+
+An engine binds one ROUTER socket; a client connects a DEALER with an identity of its own. Every frame is one
+`ClientFrame` or `EngineFrame` and carries many messages. The engine answers every `Generate` with exactly one
+`Finished` or `Failed`, and, when `stream` is set, with `Delta`s before it. It greets a client with `Hello` and repeats
+it as a heartbeat every `HEARTBEAT_SECONDS`; a changed `boot_id` tells that the process was restarted and everything
+in flight is gone. A client keeps at most `Hello.credits` requests in flight and sends `Ping` while idle; the engine
+cancels the requests of a client it has not heard of for `CLIENT_SILENCE_SECONDS`.
+"""
+
+from typing import Any
+
+import msgspec
+
+HEARTBEAT_SECONDS = 1.0
+CLIENT_SILENCE_SECONDS = 15.0
+
+MODEL_LOADING = "loading"
+MODEL_READY = "ready"
+
+BULK_PRIORITY = 0
+ONLINE_PRIORITY = 10
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How answer tokens are chosen.
+
+    max_tokens: answer tokens at most, >= 1; None fills the context.
+    temperature: >= 0; 0 is greedy.  top_p: (0, 1].  top_k: 0 is off.
+    seed: same seed, prompt and parameters give the same tokens whatever else is in the batch (fp32).
+    stop: the answer ends before the first of these strings, which is not part of it.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
+    """One prompt, in exactly one of three forms: chat `messages`, a `text`, or `token_ids`.
+
+    id: unique among the client's requests in flight.
+    priority: higher runs first; first come, first served within one priority.
+    """
+
+    id: str
+    model: str
+    sampling: Sampling = Sampling()
+    messages: list[dict[str, Any]] | None = None
+    text: str | None = None
+    token_ids: list[int] | None = None
+    priority: int = BULK_PRIORITY
+    stream: bool = False
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Takes effect at the next step; each id still gets its `Finished` or its `Failed` (code `cancelled`)."""
+
+    ids: list[str]
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Bring a model into memory now instead of at its first request. `Hello.models` shows the progress."""
+
+    model: str
+
+
+class Unload(msgspec.Struct, frozen=True, tag="unload"):
+    """Give a model's memory back; its waiting and running requests fail with code `model_unloaded`."""
+
+    model: str
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Says that the client lives and asks for a `Hello`."""
+
+
+class Delta(msgspec.Struct, frozen=True, tag="delta"):
+    """Text that has become certain since the last one: never half a character, never part of a stop string."""
+
+    id: str
+    text: str
+    num_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Seconds on the engine's monotonic clock since the request arrived there.
+
+    queue_seconds: until its prefill began.  first_token_seconds: TTFT, 0 when no token came.
+    total_seconds: until it ended.
+    """
+
+    queue_seconds: float
+    first_token_seconds: float
+    total_seconds: float
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """finish_reason: `stop` (end token or stop string) or `length`."""
+
+    id: str
+    text: str
+    finish_reason: str
+    usage: Usage
+    timing: Timing
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """code: one of core.errors (`invalid_request`, `context_length_exceeded`, `model_failure`, `overloaded`),
+    `cancelled`, `model_not_found` or `model_unloaded`. is_retryable: another try later may succeed."""
+
+    id: str
+    code: str
+    message: str
+    is_retryable: bool = False
+
+
+class ModelStatus(msgspec.Struct, frozen=True):
+    """state: `loading` or `ready`. context_tokens: prompt and answer together."""
+
+    name: str
+    state: str
+    context_tokens: int = 0
+    weight_bytes: int = 0
+
+
+class EngineStats(msgspec.Struct, frozen=True):
+    """Counters since boot (`num_*_total`) and gauges."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_slots: int = 0
+    num_steps_total: int = 0
+    prompt_tokens_total: int = 0
+    completion_tokens_total: int = 0
+    step_seconds_total: float = 0.0
+    kv_used_fraction: float = 0.0
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    boot_id: str
+    device: str
+    credits: int
+    models: list[ModelStatus]
+    stats: EngineStats
+
+
+ClientMessage = Generate | Cancel | Load | Unload | Ping
+EngineMessage = Hello | Delta | Finished | Failed
+
+
+class ClientFrame(msgspec.Struct, frozen=True):
+    messages: list[ClientMessage]
+
+
+class EngineFrame(msgspec.Struct, frozen=True):
+    messages: list[EngineMessage]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_client_decoder = msgspec.msgpack.Decoder(ClientFrame)
+_engine_decoder = msgspec.msgpack.Decoder(EngineFrame)
+
+
+def encode(frame: ClientFrame | EngineFrame) -> bytes:
+    return _encoder.encode(frame)
+
+
+def decode_client(data: bytes) -> ClientFrame:
+    """Raises msgspec.DecodeError on anything that is not a ClientFrame."""
+    return _client_decoder.decode(data)
+
+
+def decode_engine(data: bytes) -> EngineFrame:
+    """Raises msgspec.DecodeError on anything that is not an EngineFrame."""
+    return _engine_decoder.decode(data)

@@ -1,0 +1,198 @@
+"""All settings of Millrace, read from `MILLRACE_…` environment variables here and nowhere else.
+
+A composition root calls `load_settings()` once and hands the parts down. Unknown names are refused with a
+suggestion, values are checked, and every field carries its documentation (`docs/reference/settings.md` is made of it).
+"""
+
+import difflib
+import hashlib
+import os
+import socket
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import platformdirs
+from msgspec import Meta
+
+from core.errors import ConfigurationError
+
+PREFIX = "MILLRACE_"
+BUILTIN_MODEL = "millrace/tiny"
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+def default_data_dir() -> str:
+    """`/var/lib/millrace` for root, whose home nobody else may read; the platform's user data directory otherwise."""
+    if os.geteuid() == 0:
+        return "/var/lib/millrace"
+    return platformdirs.user_data_dir("millrace", appauthor=False)
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    data_dir: Annotated[
+        str, Meta(description="Directory of everything kept on this machine: embedded servers, models, logs.")
+    ] = msgspec.field(default_factory=default_data_dir)
+    database_url: Annotated[
+        str | None,
+        Meta(description="PostgreSQL as `postgresql://user@host/name`. Unset: an embedded server is started."),
+    ] = None
+    redis_url: Annotated[
+        str | None, Meta(description="Redis or Valkey >= 6.2 as `redis://host:6379/0`. Unset: an embedded one is started.")
+    ] = None
+    host: Annotated[str, Meta(description="Address the API listens on. Only loopback addresses are accepted.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[Port, Meta(description="Port of the API.")] = 8700
+    flower_port: Annotated[Port, Meta(description="Port of the Flower dashboard.")] = 8701
+    models: Annotated[
+        str,
+        Meta(
+            description="Models this node serves, separated by commas: a Hugging Face name, a directory, or "
+            "`name=directory` and `name=hub/name`."
+        ),
+    ] = BUILTIN_MODEL
+    node_name: Annotated[str, Meta(description="Name of this machine among the nodes.", min_length=1)] = msgspec.field(
+        default_factory=socket.gethostname
+    )
+    devices: Annotated[
+        str, Meta(description="`auto` (every GPU, else the CPU), `cpu`, or GPU indices or UUIDs separated by commas.")
+    ] = "auto"
+    device: Annotated[str, Meta(description="The device of this worker, set by its agent: `cpu`, `gpu0`, …")] = "cpu"
+    engine_endpoint: Annotated[
+        str, Meta(description="ZMQ address of the engine of this worker, set by its agent.")
+    ] = ""
+    engine_dtype: Annotated[
+        str, Meta(description="Weights and activations: `auto` (as stored), `float32`, `bfloat16` or `float16`.", pattern="^(auto|float32|bfloat16|float16)$")
+    ] = "auto"
+    engine_slots: Annotated[Count, Meta(description="Sequences that an engine runs at once, per model.")] = 32
+    engine_prefill_tokens: Annotated[
+        Count, Meta(description="Prompt tokens that an engine processes per step at most, so that nobody stalls.")
+    ] = 512
+    engine_threads: Annotated[int, Meta(ge=0, description="CPU threads of an engine; 0 leaves it to torch.")] = 0
+    max_context_tokens: Annotated[
+        Count, Meta(description="Upper bound of prompt and answer together; a model's own bound applies too.")
+    ] = 8192
+    chunk_rows: Annotated[int, Meta(ge=1, le=10_000, description="Rows in a chunk, the unit that workers lease.")] = 250
+    lease_seconds: Annotated[
+        Seconds, Meta(description="How long a chunk belongs to a worker that does not renew. Renewed at a third of it.")
+    ] = 15.0
+    reconcile_seconds: Annotated[
+        Seconds, Meta(description="How often expired leases are taken back and lost messages are sent again.")
+    ] = 3.0
+    dispatch_window: Annotated[
+        Count, Meta(description="Messages per model and class kept in Redis; what waits beyond them waits in PostgreSQL.")
+    ] = 8
+    write_interval_seconds: Annotated[
+        Seconds, Meta(description="How often a worker writes finished answers, all of them in one transaction.")
+    ] = 0.1
+    max_chunk_crashes: Annotated[
+        Count, Meta(description="Engine crashes a chunk survives; after that its unfinished rows fail as `engine_crashed`.")
+    ] = 3
+    batch_threads: Annotated[Count, Meta(description="Chunks that the batch worker of a device runs at once.")] = 2
+    online_threads: Annotated[Count, Meta(description="Requests that the online worker of a device runs at once.")] = 16
+    engine_wait_seconds: Annotated[
+        Seconds, Meta(description="How long a worker waits for its engine before it hands the chunk back.")
+    ] = 30.0
+    online_timeout_seconds: Annotated[
+        Seconds, Meta(description="How long the API waits for the answer to an online request before it cancels it.")
+    ] = 600.0
+    file_store: Annotated[
+        str,
+        Meta(
+            description="Where files live: `postgresql`, or a URL that fsspec understands, such as `file:///mnt/shared` "
+            "or `s3://bucket/prefix`. Every node must reach it."
+        ),
+    ] = "postgresql"
+    max_file_bytes: Annotated[Count, Meta(description="Largest file that is accepted, in bytes.")] = 200 * 1024 * 1024
+    max_batch_rows: Annotated[Count, Meta(description="Most rows of one batch.")] = 50_000
+    log_level: Annotated[
+        str, Meta(description="`DEBUG`, `INFO`, `WARNING` or `ERROR`.", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    ] = "INFO"
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir).expanduser().absolute()
+
+    @property
+    def run_path(self) -> Path:
+        """Directory of the sockets. Short, because a Unix socket path may have 107 bytes, and one per data directory."""
+        digest = hashlib.sha256(str(self.data_path).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"millrace-{os.geteuid()}-{digest}"
+
+    @property
+    def model_sources(self) -> dict[str, str]:
+        """Model name -> directory or hub name, in the order given."""
+        return parse_models(self.models, self.data_path)
+
+
+def parse_models(text: str, data_path: Path) -> dict[str, str]:
+    """Raises ConfigurationError on an empty or doubled name."""
+    sources: dict[str, str] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, separator, source = item.partition("=")
+        if not separator:
+            name, source = model_name(item), item
+        if not name or not source or name in sources:
+            raise ConfigurationError(
+                f"{PREFIX}MODELS: expected different names as in `name=directory,hub/name`, got {text!r}"
+            )
+        sources[name] = builtin_model_directory(data_path) if source == BUILTIN_MODEL else source
+    if not sources:
+        raise ConfigurationError(f"{PREFIX}MODELS: expected at least one model, got {text!r}; try {BUILTIN_MODEL}")
+    return sources
+
+
+def model_name(source: str) -> str:
+    """A directory is named by its last part, a hub name by itself."""
+    return Path(source).name if source.startswith((".", "/", "~")) else source
+
+
+def builtin_model_directory(data_path: Path) -> str:
+    return str(data_path / "models" / BUILTIN_MODEL)
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Raises ConfigurationError on an unknown name or a value of the wrong kind."""
+    environ = os.environ if environ is None else environ
+    names = {PREFIX + field.upper(): field for field in Settings.__struct_fields__}
+    values: dict[str, str] = {}
+    for variable, value in environ.items():
+        if not variable.startswith(PREFIX) or variable.startswith(PREFIX + "_"):  # MILLRACE__…: internal
+            continue
+        if variable not in names:
+            raise ConfigurationError(_unknown_setting(variable, list(names)))
+        if value != "":
+            values[names[variable]] = value
+    return convert_settings(values)
+
+
+def convert_settings(values: Mapping[str, object]) -> Settings:
+    """`values`: field -> text or value. Raises ConfigurationError naming the variable that is wrong."""
+    for field, value in values.items():
+        try:
+            msgspec.convert({field: value}, Settings, strict=False)
+        except msgspec.ValidationError as error:
+            reason = str(error).partition(" - at ")[0]
+            raise ConfigurationError(f"{PREFIX}{field.upper()}: {reason}; got {value!r}") from error
+    return msgspec.convert(dict(values), Settings, strict=False)
+
+
+def settings_environment(settings: Settings) -> dict[str, str]:
+    """The variables that give a child process exactly these settings."""
+    return {
+        PREFIX + field.upper(): str(value)
+        for field in Settings.__struct_fields__
+        if (value := getattr(settings, field)) is not None
+    }
+
+
+def _unknown_setting(variable: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(variable, known, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else "docs/reference/settings.md lists all of them"
+    return f"unknown setting {variable}: {hint}"
