@@ -18,7 +18,7 @@ what came and what to do. HTTP statuses are given in `api/errors.py`, retries in
 
 
 class MillraceError(Exception):
-    """Root of the tree. `code` is stable and machine-readable; `param` names the offending field, where there is one."""
+    """Root of the tree. `code` is stable and for machines; `param` names the offending field, if any."""
 
     code = "internal_error"
     is_retryable = False

@@ -43,7 +43,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Meta(description="PostgreSQL as `postgresql://user@host/name`. Unset: an embedded server is started."),
     ] = None
     redis_url: Annotated[
-        str | None, Meta(description="Redis or Valkey >= 6.2 as `redis://host:6379/0`. Unset: an embedded one is started.")
+        str | None,
+        Meta(description="Redis or Valkey >= 6.2 as `redis://host:6379/0`. Unset: an embedded one is started."),
     ] = None
     host: Annotated[str, Meta(description="Address the API listens on. Only loopback addresses are accepted.")] = (
         "127.0.0.1"
@@ -64,11 +65,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         str, Meta(description="`auto` (every GPU, else the CPU), `cpu`, or GPU indices or UUIDs separated by commas.")
     ] = "auto"
     device: Annotated[str, Meta(description="The device of this worker, set by its agent: `cpu`, `gpu0`, …")] = "cpu"
-    engine_endpoint: Annotated[
-        str, Meta(description="ZMQ address of the engine of this worker, set by its agent.")
-    ] = ""
+    engine_endpoint: Annotated[str, Meta(description="ZMQ address of the engine of this worker, set by its agent.")] = (
+        ""
+    )
     engine_dtype: Annotated[
-        str, Meta(description="Weights and activations: `auto` (as stored), `float32`, `bfloat16` or `float16`.", pattern="^(auto|float32|bfloat16|float16)$")
+        str,
+        Meta(
+            description="Weights and activations: `auto` (as stored), `float32`, `bfloat16` or `float16`.",
+            pattern="^(auto|float32|bfloat16|float16)$",
+        ),
     ] = "auto"
     engine_slots: Annotated[Count, Meta(description="Sequences that an engine runs at once, per model.")] = 32
     engine_prefill_tokens: Annotated[
@@ -86,13 +91,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Seconds, Meta(description="How often expired leases are taken back and lost messages are sent again.")
     ] = 3.0
     dispatch_window: Annotated[
-        Count, Meta(description="Messages per model and class kept in Redis; what waits beyond them waits in PostgreSQL.")
+        Count,
+        Meta(description="Messages per model and class kept in Redis; what waits beyond them waits in PostgreSQL."),
     ] = 8
     write_interval_seconds: Annotated[
         Seconds, Meta(description="How often a worker writes finished answers, all of them in one transaction.")
     ] = 0.1
     max_chunk_crashes: Annotated[
-        Count, Meta(description="Engine crashes a chunk survives; after that its unfinished rows fail as `engine_crashed`.")
+        Count,
+        Meta(description="Engine crashes a chunk survives; after that its unfinished rows fail as `engine_crashed`."),
     ] = 3
     batch_threads: Annotated[Count, Meta(description="Chunks that the batch worker of a device runs at once.")] = 2
     online_threads: Annotated[Count, Meta(description="Requests that the online worker of a device runs at once.")] = 16
@@ -105,8 +112,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     file_store: Annotated[
         str,
         Meta(
-            description="Where files live: `postgresql`, or a URL that fsspec understands, such as `file:///mnt/shared` "
-            "or `s3://bucket/prefix`. Every node must reach it."
+            description="Where files live: `postgresql`, or a URL that fsspec understands, such as "
+            "`file:///mnt/shared` or `s3://bucket/prefix`. Every node must reach it."
         ),
     ] = "postgresql"
     max_file_bytes: Annotated[Count, Meta(description="Largest file that is accepted, in bytes.")] = 200 * 1024 * 1024
@@ -121,7 +128,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def run_path(self) -> Path:
-        """Directory of the sockets. Short, because a Unix socket path may have 107 bytes, and one per data directory."""
+        """Directory of the sockets, one per data directory. Short: a Unix socket path has at most 107 bytes."""
         digest = hashlib.sha256(str(self.data_path).encode()).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"millrace-{os.geteuid()}-{digest}"
 

@@ -1,0 +1,220 @@
+"""From messages to token ids and back, without torch and without transformers: `tokenizers` and Jinja alone.
+
+A `PromptCodec` reads a model directory and gives the ids that transformers' `AutoTokenizer` would give for a text or a
+chat. A `TextStream` turns answer tokens into text as they come: only whole characters, at a cost that does not grow
+with the length of the answer.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tokenizers import AddedToken, Tokenizer, processors
+
+from core.chat_template import ChatTemplate
+from core.detokenize import ByteLevelStream, WindowStream
+from core.errors import ConfigurationError, InvalidRequest
+
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+
+
+class TextStream(Protocol):
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The text that has become certain: whole characters only."""
+
+    def finish(self) -> str:
+        """What was held back. All pieces together are `PromptCodec.decode` of all tokens."""
+
+
+class PromptCodec:
+    """Tokenizer and chat template of one model. Safe to share between threads."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._token_bytes: dict[int, bytes] = {}
+        decoder = json.loads(tokenizer.to_str())["decoder"]
+        self._is_byte_level = _decoder_types(decoder) == {"ByteLevel"}
+        self._hidden_ids = frozenset(
+            token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
+        )
+
+    @classmethod
+    def load(cls, directory: Path) -> "PromptCodec":
+        """Raises ConfigurationError where the directory has no readable `tokenizer.json`."""
+        tokenizer = _load_tokenizer(directory / "tokenizer.json")
+        config = _load_tokenizer_config(directory)
+        special_tokens = _special_tokens(config)
+        _add_special_tokens(tokenizer, config, special_tokens)
+        source = _template_source(directory, config)
+        names = {name: str(token) for name, token in special_tokens.items()}
+        return cls(tokenizer, None if source is None else ChatTemplate(source, names))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode_text(self, text: str) -> list[int]:
+        """With the special tokens that the tokenizer adds by itself."""
+        return self._encode(text, add_special_tokens=True)
+
+    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Raises InvalidRequest where there is no chat template, or where it refuses the messages."""
+        return self._encode(self.render_chat(messages), add_special_tokens=False)
+
+    def render_chat(self, messages: list[dict[str, Any]]) -> str:
+        """As `encode_chat`, before tokenization."""
+        if self._template is None:
+            raise InvalidRequest(
+                "this model has no chat template; send a prompt to /v1/completions instead", param="messages"
+            )
+        return self._template.render(plain_messages(messages))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Without special tokens; spaces stay as they are."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def stream(self) -> TextStream:
+        if self._is_byte_level:
+            return ByteLevelStream(self._tokenizer, self._hidden_ids, self._token_bytes)
+        return WindowStream(self._tokenizer, self._hidden_ids)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"expected text that UTF-8 can hold, got a lone surrogate: {error}") from error
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+
+def plain_messages(messages: object) -> list[dict[str, Any]]:
+    """Messages as chat templates expect them: text joined from its parts, no field that is None."""
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest("messages: expected a list with at least one message", param="messages")
+    return [_plain_message(message, index) for index, message in enumerate(messages)]
+
+
+def _plain_message(message: object, index: int) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise InvalidRequest(f"messages[{index}]: expected an object with a role and a content", param="messages")
+    plain = {str(key): value for key, value in message.items() if value is not None}
+    if "content" in plain:
+        plain["content"] = _plain_content(plain["content"], index)
+    reasoning = next((plain[field] for field in _REASONING_FIELDS if field in plain), None)
+    if reasoning is not None:  # templates know it under either name
+        plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+    return plain
+
+
+def _plain_content(content: object, index: int) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InvalidRequest(
+            f"messages[{index}].content: expected a string or a list of text parts, got {type(content).__name__}",
+            param="messages",
+        )
+    return "".join(_part_text(part, f"messages[{index}].content[{number}]") for number, part in enumerate(content))
+
+
+def _part_text(part: object, where: str) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if kind != "text" or not isinstance(text, str):
+        raise InvalidRequest(
+            f'{where}: expected {{"type": "text", "text": "…"}}, got type {kind!r}; only text can be answered',
+            param="messages",
+        )
+    return text
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise ConfigurationError(
+            f"expected a fast tokenizer at {path}, found none; save it there with "
+            "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise ConfigurationError(f"{path} is not a readable tokenizer: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _load_tokenizer_config(directory: Path) -> dict[str, Any]:
+    config = _load_json(directory / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:  # older directories keep the names of the special tokens apart
+        config |= _load_json(directory / "special_tokens_map.json")
+    return config
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, AddedToken]:
+    """`bos_token`, `eos_token`, … -> token, for all that the configuration names."""
+    values = {name: value for name, value in config.items() if name.endswith("_token")}
+    return {name: _as_token(value) for name, value in values.items() if isinstance(value, str | dict)}
+
+
+def _as_token(value: str | dict[str, Any]) -> AddedToken:
+    if isinstance(value, str):
+        return AddedToken(value, special=True, normalized=False)
+    flags = {name: bool(value[name]) for name in ("single_word", "lstrip", "rstrip", "normalized") if name in value}
+    return AddedToken(value["content"], special=True, **flags)
+
+
+def _add_special_tokens(tokenizer: Tokenizer, config: dict[str, Any], named: dict[str, AddedToken]) -> None:
+    """What the configuration calls special is special, whether or not `tokenizer.json` says so."""
+    more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    values = more.values() if isinstance(more, dict) else more
+    tokenizer.add_special_tokens([*named.values(), *map(_as_token, values)])
+    if "add_bos_token" in config or "add_eos_token" in config:
+        tokenizer.post_processor = _post_processor(tokenizer, config, named)
+
+
+def _post_processor(
+    tokenizer: Tokenizer, config: dict[str, Any], named: dict[str, AddedToken]
+) -> processors.PostProcessor:
+    """An explicit `add_bos_token` or `add_eos_token` replaces the processor of `tokenizer.json`, as in transformers."""
+    bos = named["bos_token"].content if config.get("add_bos_token") and "bos_token" in named else None
+    eos = named["eos_token"].content if config.get("add_eos_token") and "eos_token" in named else None
+    parts = [part for part in (bos, "$A", eos) if part is not None]
+    ids = [(token, tokenizer.token_to_id(token)) for token in (bos, eos) if token is not None]
+    return processors.TemplateProcessing(single=parts, pair=[*parts, "$B:1"], special_tokens=ids)
+
+
+def _template_source(directory: Path, config: dict[str, Any]) -> str | None:
+    """A file of its own comes first; among named templates the one called `default`."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    value = config.get("chat_template")
+    if isinstance(value, list):
+        value = {item["name"]: item["template"] for item in value}.get("default")
+    return value if isinstance(value, str) else None
+
+
+def _decoder_types(decoder: dict[str, Any] | None) -> set[str]:
+    if decoder is None:
+        return set()
+    if decoder["type"] == "Sequence":
+        return {kind for part in decoder["decoders"] for kind in _decoder_types(part)}
+    return {decoder["type"]}

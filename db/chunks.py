@@ -1,0 +1,245 @@
+"""Chunks: claiming them under a lease, writing outcomes under its fencing token, giving them back.
+
+Every write of a worker begins with an `UPDATE chunks … WHERE id, owner and attempt match`, which holds that row to the
+commit: a worker whose lease was taken finds no row, raises LeaseLost and has written nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from core.errors import LeaseLost
+from core.job import ChunkState
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A claimed chunk: what to run and the token (owner, attempt) under which its outcomes are accepted."""
+
+    chunk_id: int
+    owner: str
+    attempt: int
+    job_id: int
+    job_public_id: str
+    chunk_index: int
+    first_request: int
+    num_requests: int
+    model: str
+    endpoint: str
+    num_crashes: int
+    lease_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    index: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """status_code 200 with a response body, another with OpenAI's error object; seconds are the engine's."""
+
+    index: int
+    status_code: int
+    body: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queue_seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    total_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """is_done: every request of the chunk has its outcome. is_stopping: the job is being cancelled or has expired."""
+
+    is_done: bool
+    is_stopping: bool
+
+
+@dataclass(slots=True)
+class _Columns:
+    """Outcomes turned into arrays for one `unnest`."""
+
+    values: dict[str, list[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> "_Columns":
+        names = Outcome.__slots__
+        return cls({name: [getattr(outcome, name) for outcome in outcomes] for name in names})
+
+
+_CLAIM = text("""
+WITH best AS (
+    SELECT candidate.id
+    FROM unnest(CAST(:models AS text[])) AS wanted(model)
+    CROSS JOIN LATERAL (
+        SELECT id, priority FROM chunks
+        WHERE state = 'waiting' AND service_class = :service_class AND model = wanted.model
+        ORDER BY priority DESC, id LIMIT 1 FOR UPDATE SKIP LOCKED
+    ) AS candidate
+    ORDER BY candidate.priority DESC, candidate.id LIMIT 1
+)
+UPDATE chunks SET state = 'running', owner = :owner, attempt = attempt + 1,
+    lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
+FROM best, jobs
+WHERE chunks.id = best.id AND jobs.id = chunks.job_id
+RETURNING chunks.id, chunks.owner, chunks.attempt, chunks.job_id, jobs.public_id, chunks.index, chunks.first_request,
+    chunks.num_requests, chunks.model, jobs.endpoint, chunks.num_crashes
+""")
+
+_UNFINISHED = text("""
+SELECT r.index, r.body FROM requests r
+WHERE r.job_id = :job_id AND r.index >= :first AND r.index < :first + :count
+  AND NOT EXISTS (SELECT FROM outcomes o WHERE o.job_id = r.job_id AND o.index = r.index)
+ORDER BY r.index
+""")
+
+_FENCE = text("""
+UPDATE chunks SET
+    num_completed = num_completed + :num_completed,
+    num_failed = num_failed + :num_failed,
+    prompt_tokens = prompt_tokens + :prompt_tokens,
+    completion_tokens = completion_tokens + :completion_tokens,
+    state = CASE WHEN num_completed + num_failed + :num_completed + :num_failed >= num_requests
+        THEN 'done' ELSE state END,
+    lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
+FROM jobs
+WHERE chunks.id = :chunk_id AND chunks.owner = :owner AND chunks.attempt = :attempt AND chunks.state = 'running'
+  AND jobs.id = chunks.job_id
+RETURNING chunks.state, jobs.state = 'cancelling' OR jobs.ending IS NOT NULL
+""")
+
+_APPEND = text("""
+INSERT INTO outcomes (job_id, index, status_code, body, prompt_tokens, completion_tokens,
+    queue_seconds, first_token_seconds, total_seconds)
+SELECT :job_id, * FROM unnest(CAST(:index AS int[]), CAST(:status_code AS smallint[]), CAST(:body AS text[]),
+    CAST(:prompt_tokens AS int[]), CAST(:completion_tokens AS int[]), CAST(:queue_seconds AS real[]),
+    CAST(:first_token_seconds AS real[]), CAST(:total_seconds AS real[]))
+ON CONFLICT DO NOTHING
+""")
+
+_RECOUNT = text("""
+UPDATE chunks SET num_completed = seen.completed, num_failed = seen.failed, prompt_tokens = seen.prompt,
+    completion_tokens = seen.completion,
+    state = CASE WHEN seen.completed + seen.failed >= num_requests THEN 'done' ELSE 'running' END
+FROM (SELECT count(*) FILTER (WHERE status_code = 200) AS completed,
+             count(*) FILTER (WHERE status_code IS DISTINCT FROM 200) AS failed,
+             coalesce(sum(prompt_tokens), 0) AS prompt, coalesce(sum(completion_tokens), 0) AS completion
+      FROM outcomes WHERE job_id = :job_id AND index >= :first AND index < :first + :count) AS seen
+WHERE id = :chunk_id RETURNING state
+""")
+
+_HAND_BACK = text("""
+UPDATE chunks SET owner = NULL, lease_until = NULL, num_crashes = num_crashes + :num_crashes,
+    num_handed_back = num_handed_back + :num_handed_back,
+    state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END
+FROM jobs
+WHERE chunks.id = :chunk_id AND chunks.owner = :owner AND chunks.attempt = :attempt AND chunks.state = 'running'
+  AND jobs.id = chunks.job_id
+RETURNING chunks.id
+""")
+
+_EXPIRE = text("""
+WITH expired AS (
+    SELECT id FROM chunks WHERE state = 'running' AND lease_until < clock_timestamp() FOR UPDATE SKIP LOCKED
+)
+UPDATE chunks SET owner = NULL, lease_until = NULL,
+    state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END
+FROM expired, jobs WHERE chunks.id = expired.id AND jobs.id = chunks.job_id
+RETURNING chunks.id, jobs.public_id, chunks.index, chunks.attempt
+""")
+
+_BACKLOG = text("""
+SELECT wanted.service_class, wanted.model, waiting.count
+FROM (SELECT DISTINCT c.service_class, p.model
+      FROM placements p CROSS JOIN (VALUES ('online'), ('batch')) AS c(service_class)) AS wanted
+CROSS JOIN LATERAL (
+    SELECT count(*) FROM (SELECT 1 FROM chunks WHERE state = 'waiting' AND service_class = wanted.service_class
+        AND model = wanted.model LIMIT :window) AS some) AS waiting
+WHERE waiting.count > 0
+""")
+
+
+def claim(
+    session: Session, *, owner: str, service_class: str, models: Sequence[str], lease_seconds: float
+) -> Lease | None:
+    """The best waiting chunk among these models (priority, then age), leased to `owner`; None when nothing waits."""
+    row = session.execute(
+        _CLAIM,
+        {"owner": owner, "service_class": service_class, "models": list(models), "lease_seconds": lease_seconds},
+    ).one_or_none()
+    return None if row is None else Lease(*tuple(row), lease_seconds)
+
+
+def unfinished(session: Session, lease: Lease) -> list[Request]:
+    """The requests of the chunk that have no outcome yet, in order."""
+    rows = session.execute(_UNFINISHED, _range(lease))
+    return [Request(index, body.encode()) for index, body in rows]
+
+
+def write(session: Session, lease: Lease, outcomes: Sequence[Outcome] = ()) -> WriteResult:
+    """Appends outcomes, counts them and renews the lease; without outcomes it only renews. An outcome that is already
+    there stays as it is. Raises LeaseLost when the chunk has another owner or attempt by now."""
+    row = session.execute(_FENCE, _fence_values(lease, outcomes)).one_or_none()
+    if row is None:
+        raise LeaseLost(_lost(lease))
+    state, is_stopping = row
+    if outcomes:
+        columns = _Columns.of(outcomes).values
+        inserted = session.execute(_APPEND, {"job_id": lease.job_id, **columns})
+        if inserted.rowcount != len(outcomes):  # type: ignore[attr-defined]
+            state = session.execute(_RECOUNT, {"chunk_id": lease.chunk_id, **_range(lease)}).scalar_one()
+    return WriteResult(state == ChunkState.DONE, bool(is_stopping))
+
+
+def hand_back(session: Session, lease: Lease, *, engine_crashed: bool) -> None:
+    """Returns the chunk to the waiting ones (or cancels it with its job). Raises LeaseLost."""
+    values = {
+        "chunk_id": lease.chunk_id,
+        "owner": lease.owner,
+        "attempt": lease.attempt,
+        "num_crashes": int(engine_crashed),
+        "num_handed_back": int(not engine_crashed),
+    }
+    if session.execute(_HAND_BACK, values).one_or_none() is None:
+        raise LeaseLost(_lost(lease))
+
+
+def expire(session: Session) -> list[tuple[int, str, int, int]]:
+    """Takes back every chunk whose lease has run out: (chunk id, job's public id, chunk index, attempt) of each."""
+    return [(row[0], row[1], row[2], row[3]) for row in session.execute(_EXPIRE)]
+
+
+def backlog(session: Session, *, window: int) -> list[tuple[str, str, int]]:
+    """(service class, model, waiting chunks counted up to `window`) wherever something waits for a placed model."""
+    return [(row[0], row[1], row[2]) for row in session.execute(_BACKLOG, {"window": window})]
+
+
+def _range(lease: Lease) -> dict[str, int]:
+    return {"job_id": lease.job_id, "first": lease.first_request, "count": lease.num_requests}
+
+
+def _fence_values(lease: Lease, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    num_completed = sum(outcome.status_code == 200 for outcome in outcomes)
+    return {
+        "chunk_id": lease.chunk_id,
+        "owner": lease.owner,
+        "attempt": lease.attempt,
+        "lease_seconds": lease.lease_seconds,
+        "num_completed": num_completed,
+        "num_failed": len(outcomes) - num_completed,
+        "prompt_tokens": sum(outcome.prompt_tokens for outcome in outcomes),
+        "completion_tokens": sum(outcome.completion_tokens for outcome in outcomes),
+    }
+
+
+def _lost(lease: Lease) -> str:
+    return (
+        f"chunk {lease.chunk_index} of {lease.job_public_id} is no longer leased to {lease.owner} (attempt "
+        f"{lease.attempt}): the lease expired and somebody else runs it; nothing of this attempt is written any more"
+    )

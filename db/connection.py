@@ -1,0 +1,78 @@
+"""Connections to PostgreSQL: one pooled SQLAlchemy engine per process, one transaction per `Database.begin()`.
+
+Foreign exceptions are translated here: a server that is away becomes `Unavailable`, anything else passes as it is.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session, sessionmaker
+
+from core.errors import ConfigurationError, Unavailable
+
+CONNECT_TIMEOUT_SECONDS = 5
+POOL_TIMEOUT_SECONDS = 10.0
+
+
+def sqlalchemy_url(url: str) -> URL:
+    """`postgresql://…` as people write it, with our driver. Raises ConfigurationError on another database."""
+    parsed = make_url(url)
+    if parsed.drivername not in ("postgresql", "postgres", "postgresql+psycopg"):
+        raise ConfigurationError(
+            f"MILLRACE_DATABASE_URL: expected postgresql://user@host/name, got a URL of {parsed.drivername!r}"
+        )
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def make_engine(url: str, *, pool_size: int = 5) -> Engine:
+    return create_engine(
+        sqlalchemy_url(url),
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        pool_pre_ping=True,
+        connect_args={
+            "prepare_threshold": 0,
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "options": "-c jit=off -c timezone=UTC",
+            "application_name": "millrace",
+        },
+    )
+
+
+class Database:
+    """`with database.begin() as session:` is one transaction: committed at the end, rolled back on an exception."""
+
+    def __init__(self, url: str, *, pool_size: int = 5) -> None:
+        self.engine = make_engine(url, pool_size=pool_size)
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        """Raises Unavailable when the server is away or the pool is exhausted."""
+        try:
+            with self._sessions.begin() as session:
+                yield session
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            raise Unavailable(f"PostgreSQL is away: {_reason(error)}; it will be tried again") from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise Unavailable(f"PostgreSQL closed the connection: {_reason(error)}") from error
+            raise
+
+    def check(self) -> str:
+        """The server's version. Raises Unavailable."""
+        with self.begin() as session:
+            return str(session.execute(text("SHOW server_version")).scalar_one())
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "orig", None) or error
+    return str(cause).strip().partition("\n")[0]

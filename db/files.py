@@ -1,0 +1,169 @@
+"""File rows, and the file store: where the bytes of files live so that every node can read them.
+
+`FileStore` has two homes: PostgreSQL (blocks of a megabyte, the default) and any URL that fsspec understands, such as a
+shared directory or an object store. Bytes come before the row that names them: a file that can be found is whole.
+"""
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import fsspec
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from core.errors import ConfigurationError, NotFound, Unavailable
+from db.connection import Database
+from db.tables import FileBlockRow, FileRow
+
+BLOCK_BYTES = 1024 * 1024
+
+
+class FileStore(Protocol):
+    def write(self, file_id: str, blocks: Iterable[bytes]) -> int:
+        """Stores the bytes under an id, replacing what was there, and returns how many they were."""
+        ...
+
+    def read(self, file_id: str) -> Iterator[bytes]:
+        """The bytes in blocks. Raises NotFound."""
+        ...
+
+    def delete(self, file_id: str) -> None:
+        """Does nothing when there is no such file."""
+        ...
+
+
+class PostgresFiles:
+    """A file is a run of `file_blocks`; written in one transaction, read block by block with flat memory."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def write(self, file_id: str, blocks: Iterable[bytes]) -> int:
+        num_bytes = 0
+        with self._database.begin() as session:
+            session.execute(delete(FileBlockRow).where(FileBlockRow.file_id == file_id))
+            for index, block in enumerate(_even(blocks)):
+                num_bytes += len(block)
+                session.execute(
+                    FileBlockRow.__table__.insert(),  # type: ignore[attr-defined]
+                    {"file_id": file_id, "index": index, "data": block},
+                )
+        return num_bytes
+
+    def read(self, file_id: str) -> Iterator[bytes]:
+        index = 0
+        while (block := self._block(file_id, index)) is not None:
+            yield block
+            index += 1
+        if index == 0:
+            raise NotFound(f"the bytes of file {file_id!r} are not in the database")
+
+    def _block(self, file_id: str, index: int) -> bytes | None:
+        with self._database.begin() as session:
+            return session.scalar(
+                select(FileBlockRow.data).where(FileBlockRow.file_id == file_id, FileBlockRow.index == index)
+            )
+
+    def delete(self, file_id: str) -> None:
+        with self._database.begin() as session:
+            session.execute(delete(FileBlockRow).where(FileBlockRow.file_id == file_id))
+
+
+class UrlFiles:
+    """Files below a URL, through fsspec. Written under a temporary name and moved, so no reader sees half a file."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._filesystem, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise ConfigurationError(
+                f"MILLRACE_FILE_STORE: expected `postgresql` or a URL that fsspec understands, got {url!r}: {error}"
+            ) from error
+        self._root = root.rstrip("/")
+
+    def _path(self, file_id: str) -> str:
+        return f"{self._root}/{file_id}"
+
+    def write(self, file_id: str, blocks: Iterable[bytes]) -> int:
+        num_bytes = 0
+        temporary = f"{self._path(file_id)}.{secrets.token_hex(4)}.part"
+        try:
+            self._filesystem.makedirs(self._root, exist_ok=True)
+            with self._filesystem.open(temporary, "wb") as target:
+                for block in blocks:
+                    num_bytes += len(block)
+                    target.write(block)
+            self._filesystem.mv(temporary, self._path(file_id))
+        except OSError as error:
+            self._discard(temporary)
+            raise Unavailable(f"the file store {self._root} did not take {file_id}: {error}") from error
+        return num_bytes
+
+    def _discard(self, path: str) -> None:
+        if self._filesystem.exists(path):
+            self._filesystem.rm(path)
+
+    def read(self, file_id: str) -> Iterator[bytes]:
+        try:
+            with self._filesystem.open(self._path(file_id), "rb") as source:
+                while block := source.read(BLOCK_BYTES):
+                    yield block
+        except FileNotFoundError as error:
+            raise NotFound(f"the bytes of file {file_id!r} are not in the file store {self._root}") from error
+        except OSError as error:
+            raise Unavailable(f"the file store {self._root} could not be read: {error}") from error
+
+    def delete(self, file_id: str) -> None:
+        self._discard(self._path(file_id))
+
+
+def open_file_store(setting: str, database: Database) -> FileStore:
+    """`setting`: `postgresql` or a URL. Raises ConfigurationError on another value."""
+    return PostgresFiles(database) if setting == "postgresql" else UrlFiles(setting)
+
+
+def new_file_id() -> str:
+    return f"file-{secrets.token_hex(12)}"
+
+
+def add(session: Session, file: FileRow) -> FileRow:
+    session.add(file)
+    session.flush()
+    session.refresh(file)
+    return file
+
+
+def find(session: Session, file_id: str, *, tenant: str) -> FileRow:
+    """Raises NotFound when this tenant has no such file."""
+    file = session.scalar(select(FileRow).where(FileRow.id == file_id, FileRow.tenant == tenant))
+    if file is None:
+        raise NotFound(f"no file with id {file_id!r}", param="file_id")
+    return file
+
+
+def list_files(session: Session, *, tenant: str, purpose: str | None, limit: int) -> Sequence[FileRow]:
+    """Newest first."""
+    query = select(FileRow).where(FileRow.tenant == tenant)
+    if purpose is not None:
+        query = query.where(FileRow.purpose == purpose)
+    return session.scalars(query.order_by(FileRow.created_at.desc(), FileRow.id).limit(limit)).all()
+
+
+def remove(session: Session, file_id: str, *, tenant: str) -> None:
+    """Raises NotFound when this tenant has no such file."""
+    session.delete(find(session, file_id, tenant=tenant))
+
+
+def _even(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in blocks of BLOCK_BYTES; an empty file is one empty block."""
+    buffer = bytearray()
+    is_empty = True
+    for block in blocks:
+        buffer += block
+        while len(buffer) >= BLOCK_BYTES:
+            yield bytes(buffer[:BLOCK_BYTES])
+            del buffer[:BLOCK_BYTES]
+            is_empty = False
+    if buffer or is_empty:
+        yield bytes(buffer)

@@ -1,0 +1,248 @@
+"""Jobs as rows: making, reading, listing, and each change of state, which goes through the table in `core.job`."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import delete, exists, func, select, text, update
+from sqlalchemy.orm import Session
+
+from core.errors import NotFound
+from core.job import (
+    DEFAULT_TENANT,
+    JOB_MOVES,
+    TERMINAL_JOB_STATES,
+    ChunkState,
+    JobKind,
+    JobState,
+    ServiceClass,
+)
+from db.tables import ChunkRow, JobRow, OutcomeRow, RequestRow
+
+UNFINISHED_STATES = tuple(state.value for state in JobState if state not in TERMINAL_JOB_STATES)
+BUSY_CHUNK_STATES = (ChunkState.WAITING.value, ChunkState.RUNNING.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewBatch:
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    expires_after: timedelta
+    user_metadata: dict[str, Any] | None = None
+    tenant: str = DEFAULT_TENANT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewOnlineRequest:
+    endpoint: str
+    model: str
+    body: str
+    expires_after: timedelta
+    tenant: str = DEFAULT_TENANT
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Counts of a job's rows; `num_running_chunks` tells whether a worker still holds a part of it."""
+
+    num_completed: int
+    num_failed: int
+    prompt_tokens: int
+    completion_tokens: int
+    num_busy_chunks: int
+    num_running_chunks: int
+
+
+def new_public_id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+def create_batch(session: Session, batch: NewBatch) -> JobRow:
+    job = JobRow(
+        public_id=new_public_id("batch"),
+        tenant=batch.tenant,
+        kind=JobKind.INFERENCE.value,
+        service_class=ServiceClass.BATCH.value,
+        state=JobState.VALIDATING.value,
+        endpoint=batch.endpoint,
+        input_file_id=batch.input_file_id,
+        completion_window=batch.completion_window,
+        user_metadata=batch.user_metadata,
+        expires_at=func.now() + batch.expires_after,
+    )
+    session.add(job)
+    session.flush()
+    session.refresh(job)
+    return job
+
+
+def create_online(session: Session, request: NewOnlineRequest) -> JobRow:
+    """A job of one request and one chunk, ready to run."""
+    job = JobRow(
+        public_id=new_public_id("req"),
+        tenant=request.tenant,
+        kind=JobKind.INFERENCE.value,
+        service_class=ServiceClass.ONLINE.value,
+        state=JobState.IN_PROGRESS.value,
+        endpoint=request.endpoint,
+        model=request.model,
+        num_requests=1,
+        in_progress_at=func.now(),
+        expires_at=func.now() + request.expires_after,
+    )
+    session.add(job)
+    session.flush()
+    session.add(RequestRow(job_id=job.id, index=0, custom_id=job.public_id, body=request.body))
+    session.add(_chunk_of_one(job.id, request.model))
+    session.flush()
+    return job
+
+
+def _chunk_of_one(job_id: int, model: str) -> ChunkRow:
+    return ChunkRow(
+        job_id=job_id,
+        index=0,
+        first_request=0,
+        num_requests=1,
+        model=model,
+        service_class=ServiceClass.ONLINE.value,
+        priority=5,
+        state=ChunkState.WAITING.value,
+    )
+
+
+def find(session: Session, public_id: str, *, tenant: str) -> JobRow:
+    """Raises NotFound when this tenant has no such job."""
+    job = session.scalar(select(JobRow).where(JobRow.public_id == public_id, JobRow.tenant == tenant))
+    if job is None:
+        raise NotFound(f"no job with id {public_id!r}", param="id")
+    return job
+
+
+def get(session: Session, job_id: int, *, lock: bool = False) -> JobRow | None:
+    """`lock` waits for nobody: None also when another transaction holds the row."""
+    query = select(JobRow).where(JobRow.id == job_id)
+    return session.scalar(query.with_for_update(skip_locked=True) if lock else query)
+
+
+def list_batches(session: Session, *, tenant: str, after: str | None, limit: int) -> Sequence[JobRow]:
+    """Newest first; `after` is the public id of the last one of the page before. Raises NotFound for an unknown one."""
+    query = select(JobRow).where(JobRow.tenant == tenant, JobRow.service_class == ServiceClass.BATCH.value)
+    if after is not None:
+        query = query.where(JobRow.id < find(session, after, tenant=tenant).id)
+    return session.scalars(query.order_by(JobRow.id.desc()).limit(limit)).all()
+
+
+def move(session: Session, job_id: int, following: JobState, values: Mapping[str, Any] | None = None) -> bool:
+    """Changes the state if the table of moves allows it, stamping `<state>_at` with the database's time.
+    False when the job is in no state that leads there."""
+    origins = [state.value for state, targets in JOB_MOVES.items() if following in targets]
+    changed = session.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state.in_(origins))
+        .values(state=following.value, **{f"{following.value}_at": func.now()}, **(values or {}))
+        .returning(JobRow.id)
+    )
+    return changed.scalar_one_or_none() is not None
+
+
+def stop(session: Session, job: JobRow, ending: JobState) -> None:
+    """Begin to end a job early: what waits is cancelled now, what runs is given up by its workers.
+    `ending` is CANCELLED or EXPIRED; Conflict-free: a job that is past stopping stays as it is."""
+    if ending is JobState.CANCELLED:
+        stopping = move(session, job.id, JobState.CANCELLING, {"ending": ending.value})
+    else:
+        stopping = _mark_expired(session, job.id)
+    if stopping:
+        session.execute(
+            update(ChunkRow)
+            .where(ChunkRow.job_id == job.id, ChunkRow.state == ChunkState.WAITING.value)
+            .values(state=ChunkState.CANCELLED.value)
+        )
+
+
+def _mark_expired(session: Session, job_id: int) -> bool:
+    changed = session.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state == JobState.IN_PROGRESS.value, JobRow.ending.is_(None))
+        .values(ending=JobState.EXPIRED.value)
+        .returning(JobRow.id)
+    )
+    return changed.scalar_one_or_none() is not None
+
+
+def overdue(session: Session) -> Sequence[JobRow]:
+    """Jobs in progress whose window has closed, locked for this transaction; those another one holds are left out."""
+    return session.scalars(
+        select(JobRow)
+        .where(
+            JobRow.state.in_(UNFINISHED_STATES),
+            JobRow.state == JobState.IN_PROGRESS.value,
+            JobRow.ending.is_(None),
+            JobRow.expires_at < func.clock_timestamp(),
+        )
+        .with_for_update(skip_locked=True)
+    ).all()
+
+
+def stuck(session: Session, *, older_than: timedelta) -> Sequence[JobRow]:
+    """Jobs that wait for a message which may be lost: still validating, or without a busy chunk but not ended."""
+    busy = exists().where(ChunkRow.job_id == JobRow.id, ChunkRow.state.in_(BUSY_CHUNK_STATES))
+    return session.scalars(
+        select(JobRow).where(
+            JobRow.state.in_(UNFINISHED_STATES),
+            ~busy,
+            func.coalesce(JobRow.finalizing_at, JobRow.cancelling_at, JobRow.created_at)
+            < func.clock_timestamp() - older_than,
+        )
+    ).all()
+
+
+def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
+    """What the chunks of each job hold; a job without chunks is absent."""
+    rows = session.execute(
+        text(
+            "SELECT job_id, sum(num_completed), sum(num_failed), sum(prompt_tokens), sum(completion_tokens),"
+            " count(*) FILTER (WHERE state IN ('waiting', 'running')), count(*) FILTER (WHERE state = 'running')"
+            " FROM chunks WHERE job_id = ANY(:ids) GROUP BY job_id"
+        ),
+        {"ids": list(job_ids)},
+    )
+    return {row[0]: Progress(*(int(value) for value in row[1:])) for row in rows}
+
+
+def counts(session: Session, job: JobRow) -> dict[str, float]:
+    """How fast the rows of a job were, from its outcomes: percentiles of TTFT and inter-token latency in seconds,
+    and the wall time between its first claim and its last answer."""
+    row = session.execute(
+        text(
+            "SELECT percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY first_token_seconds - queue_seconds),"
+            " percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY first_token_seconds),"
+            " percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY (total_seconds - first_token_seconds)"
+            "   / greatest(completion_tokens - 1, 1)) FILTER (WHERE completion_tokens > 1),"
+            " extract(epoch FROM max(finished_at) - min(finished_at - make_interval(secs => total_seconds)))"
+            " FROM outcomes WHERE job_id = :id AND status_code = 200"
+        ),
+        {"id": job.id},
+    ).one()
+    return _timing_summary(row)
+
+
+def _timing_summary(row: Any) -> dict[str, float]:
+    names = ("prefill_seconds", "ttft_seconds", "itl_seconds")
+    summary: dict[str, float] = {}
+    for name, pair in zip(names, row[:3], strict=True):
+        for percentile, value in zip(("p50", "p95"), pair or (), strict=False):
+            summary[f"{name}_{percentile}"] = float(value)
+    summary["wall_seconds"] = float(row[3] or 0.0)
+    return summary
+
+
+def delete_rows(session: Session, job_id: int) -> None:
+    """Everything of a job, requests and outcomes included."""
+    for table in (OutcomeRow, RequestRow, ChunkRow):
+        session.execute(delete(table).where(table.job_id == job_id))
+    session.execute(delete(JobRow).where(JobRow.id == job_id))

@@ -1,0 +1,203 @@
+"""The tables. Requests are written once and never updated; outcomes are appended, one per request by primary key;
+what changes while a job runs are its few chunks. Times are the database's (`timestamptz`).
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Float,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from core.job import DEFAULT_TENANT
+
+NAMING = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Row(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {str: Text, datetime: DateTime(timezone=True), dict[str, Any]: JSON, float: Float(24)}
+
+
+class FileRow(Row):
+    """A file somebody uploaded or a job wrote; its bytes are in the file store."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(server_default=DEFAULT_TENANT)
+    purpose: Mapped[str]
+    filename: Mapped[str]
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_files_tenant_created_at", "tenant", "created_at"),)
+
+
+class FileBlockRow(Row):
+    """A piece of a file that is kept in PostgreSQL. No foreign key: bytes come before the row that names them."""
+
+    __tablename__ = "file_blocks"
+
+    file_id: Mapped[str] = mapped_column(primary_key=True)
+    index: Mapped[int] = mapped_column(Integer, primary_key=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class ModelRow(Row):
+    """A model by the name that requests use."""
+
+    __tablename__ = "models"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    source: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class PlacementRow(Row):
+    """The fact that the engine of a device serves a model; written by the agent of its node."""
+
+    __tablename__ = "placements"
+
+    node: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class JobRow(Row):
+    """What a user submitted. `ending` says how a job that is being stopped will end (`completed`, `cancelled`,
+    `expired`); the counters are final once it has ended, while it runs the chunks hold them."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    public_id: Mapped[str] = mapped_column(unique=True)
+    tenant: Mapped[str] = mapped_column(server_default=DEFAULT_TENANT)
+    kind: Mapped[str]
+    service_class: Mapped[str]
+    state: Mapped[str]
+    ending: Mapped[str | None]
+    endpoint: Mapped[str | None]
+    model: Mapped[str | None]
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("5"))
+    input_file_id: Mapped[str | None]
+    output_file_id: Mapped[str | None]
+    error_file_id: Mapped[str | None]
+    completion_window: Mapped[str | None]
+    errors: Mapped[dict[str, Any] | None]
+    user_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    num_requests: Mapped[int] = mapped_column(server_default=text("0"))
+    num_completed: Mapped[int] = mapped_column(server_default=text("0"))
+    num_failed: Mapped[int] = mapped_column(server_default=text("0"))
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    completion_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    in_progress_at: Mapped[datetime | None]
+    finalizing_at: Mapped[datetime | None]
+    completed_at: Mapped[datetime | None]
+    failed_at: Mapped[datetime | None]
+    expired_at: Mapped[datetime | None]
+    cancelling_at: Mapped[datetime | None]
+    cancelled_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("ix_jobs_tenant_id", "tenant", "id"),
+        Index(
+            "ix_jobs_unfinished",
+            "id",
+            postgresql_where=text("state IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
+        ),
+        {"postgresql_with": {"fillfactor": "80"}},
+    )
+
+
+class RequestRow(Row):
+    """One row of an inference job. `body` is the JSON text as it came. No foreign key, here and in outcomes: a check
+    per row would cost as much as the row, and both are written only under a locked job or chunk."""
+
+    __tablename__ = "requests"
+
+    job_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    index: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    custom_id: Mapped[str]
+    body: Mapped[str]
+
+
+class ChunkRow(Row):
+    """A run of consecutive requests of a job. `attempt` is the fencing token: it rises with every claim.
+    `num_handed_back` counts claims that ended by a shutdown and so are no attempts."""
+
+    __tablename__ = "chunks"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    index: Mapped[int]
+    first_request: Mapped[int]
+    num_requests: Mapped[int]
+    model: Mapped[str]
+    service_class: Mapped[str]
+    priority: Mapped[int] = mapped_column(SmallInteger)
+    state: Mapped[str]
+    owner: Mapped[str | None]
+    attempt: Mapped[int] = mapped_column(server_default=text("0"))
+    num_handed_back: Mapped[int] = mapped_column(server_default=text("0"))
+    num_crashes: Mapped[int] = mapped_column(server_default=text("0"))
+    lease_until: Mapped[datetime | None]
+    num_completed: Mapped[int] = mapped_column(server_default=text("0"))
+    num_failed: Mapped[int] = mapped_column(server_default=text("0"))
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    completion_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+
+    __table_args__ = (
+        Index("uq_chunks_job_id_index", "job_id", "index", unique=True),
+        Index(
+            "ix_chunks_waiting",
+            "service_class",
+            "model",
+            text("priority DESC"),
+            "id",
+            postgresql_where=text("state = 'waiting'"),
+        ),
+        Index("ix_chunks_running", "id", postgresql_where=text("state = 'running'")),
+        {"postgresql_with": {"fillfactor": "70"}},
+    )
+
+
+class OutcomeRow(Row):
+    """The one answer to a request. `status_code` 200: `body` is the response; another: `body` is OpenAI's error
+    object; NULL: it never ran, `body` is `{code, message}`. Seconds are the engine's, from arrival there."""
+
+    __tablename__ = "outcomes"
+
+    job_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    index: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    status_code: Mapped[int | None] = mapped_column(SmallInteger)
+    body: Mapped[str]
+    prompt_tokens: Mapped[int] = mapped_column(server_default=text("0"))
+    completion_tokens: Mapped[int] = mapped_column(server_default=text("0"))
+    queue_seconds: Mapped[float] = mapped_column(server_default=text("0"))
+    first_token_seconds: Mapped[float] = mapped_column(server_default=text("0"))
+    total_seconds: Mapped[float] = mapped_column(server_default=text("0"))
+    finished_at: Mapped[datetime] = mapped_column(server_default=func.now())
