@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1
 
 def follow_parent(signal_number: int = signal.SIGTERM) -> None:
     """Have the kernel send `signal_number` to this process when its parent dies. Does nothing when started by hand."""
-    parent = os.environ.get(PARENT_VARIABLE)
+    parent = os.environ.pop(PARENT_VARIABLE, None)  # our own children have another parent
     if parent is None or not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None, use_errno=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer
 
 from core.chat_template import ChatTemplate
 from core.detokenize import ByteLevelStream, WindowStream
@@ -182,23 +182,13 @@ def _as_token(value: str | dict[str, Any]) -> AddedToken:
 
 
 def _add_special_tokens(tokenizer: Tokenizer, config: dict[str, Any], named: dict[str, AddedToken]) -> None:
-    """What the configuration calls special is special, whether or not `tokenizer.json` says so."""
+    """What the configuration calls special is special, whether or not `tokenizer.json` says so.
+
+    Its `add_bos_token` counts for nothing beside a `tokenizer.json`, which says itself what to add.
+    """
     more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     values = more.values() if isinstance(more, dict) else more
     tokenizer.add_special_tokens([*named.values(), *map(_as_token, values)])
-    if "add_bos_token" in config or "add_eos_token" in config:
-        tokenizer.post_processor = _post_processor(tokenizer, config, named)
-
-
-def _post_processor(
-    tokenizer: Tokenizer, config: dict[str, Any], named: dict[str, AddedToken]
-) -> processors.PostProcessor:
-    """An explicit `add_bos_token` or `add_eos_token` replaces the processor of `tokenizer.json`, as in transformers."""
-    bos = named["bos_token"].content if config.get("add_bos_token") and "bos_token" in named else None
-    eos = named["eos_token"].content if config.get("add_eos_token") and "eos_token" in named else None
-    parts = [part for part in (bos, "$A", eos) if part is not None]
-    ids = [(token, tokenizer.token_to_id(token)) for token in (bos, eos) if token is not None]
-    return processors.TemplateProcessing(single=parts, pair=[*parts, "$B:1"], special_tokens=ids)
 
 
 def _template_source(directory: Path, config: dict[str, Any]) -> str | None:

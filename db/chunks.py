@@ -61,6 +61,15 @@ class WriteResult:
     is_stopping: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """names: `<job>#<chunk index>` of the best waiting chunks, best first."""
+
+    service_class: str
+    model: str
+    names: list[str]
+
+
 @dataclass(slots=True)
 class _Columns:
     """Outcomes turned into arrays for one `unnest`."""
@@ -88,8 +97,8 @@ UPDATE chunks SET state = 'running', owner = :owner, attempt = attempt + 1,
     lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
 FROM best, jobs
 WHERE chunks.id = best.id AND jobs.id = chunks.job_id
-RETURNING chunks.id, chunks.owner, chunks.attempt, chunks.job_id, jobs.public_id, chunks.index, chunks.first_request,
-    chunks.num_requests, chunks.model, jobs.endpoint, chunks.num_crashes
+RETURNING chunks.id AS chunk_id, chunks.owner, chunks.attempt, chunks.job_id, jobs.public_id AS job_public_id,
+    chunks.index AS chunk_index, chunks.first_request, chunks.num_requests, chunks.model, jobs.endpoint, chunks.num_crashes
 """)
 
 _UNFINISHED = text("""
@@ -155,13 +164,25 @@ RETURNING chunks.id, jobs.public_id, chunks.index, chunks.attempt
 """)
 
 _BACKLOG = text("""
-SELECT wanted.service_class, wanted.model, waiting.count
+SELECT wanted.service_class, wanted.model, waiting.names
 FROM (SELECT DISTINCT c.service_class, p.model
       FROM placements p CROSS JOIN (VALUES ('online'), ('batch')) AS c(service_class)) AS wanted
 CROSS JOIN LATERAL (
-    SELECT count(*) FROM (SELECT 1 FROM chunks WHERE state = 'waiting' AND service_class = wanted.service_class
-        AND model = wanted.model LIMIT :window) AS some) AS waiting
-WHERE waiting.count > 0
+    SELECT array_agg(best.name) AS names FROM (
+        SELECT jobs.public_id || '#' || chunks.index AS name
+        FROM chunks JOIN jobs ON jobs.id = chunks.job_id
+        WHERE chunks.state = 'waiting' AND chunks.service_class = wanted.service_class
+          AND chunks.model = wanted.model
+        ORDER BY chunks.priority DESC, chunks.id LIMIT :window) AS best) AS waiting
+WHERE waiting.names IS NOT NULL
+""")
+
+
+_CANCEL_STOPPED = text("""
+UPDATE chunks SET state = 'cancelled' FROM jobs
+WHERE jobs.id = chunks.job_id AND chunks.state = 'waiting'
+  AND (jobs.state = 'cancelling' OR (jobs.state = 'in_progress' AND jobs.ending IS NOT NULL))
+RETURNING chunks.id
 """)
 
 
@@ -173,7 +194,9 @@ def claim(
         _CLAIM,
         {"owner": owner, "service_class": service_class, "models": list(models), "lease_seconds": lease_seconds},
     ).one_or_none()
-    return None if row is None else Lease(*tuple(row), lease_seconds)
+    if row is None:
+        return None
+    return Lease(**row._mapping, lease_seconds=lease_seconds)
 
 
 def unfinished(session: Session, lease: Lease) -> list[Request]:
@@ -215,9 +238,14 @@ def expire(session: Session) -> list[tuple[int, str, int, int]]:
     return [(row[0], row[1], row[2], row[3]) for row in session.execute(_EXPIRE)]
 
 
-def backlog(session: Session, *, window: int) -> list[tuple[str, str, int]]:
-    """(service class, model, waiting chunks counted up to `window`) wherever something waits for a placed model."""
-    return [(row[0], row[1], row[2]) for row in session.execute(_BACKLOG, {"window": window})]
+def backlog(session: Session, *, window: int) -> list[Backlog]:
+    """What waits for each placed model and class: its best chunks, `window` at most."""
+    return [Backlog(*row) for row in session.execute(_BACKLOG, {"window": window})]
+
+
+def cancel_stopped(session: Session) -> int:
+    """Cancels waiting chunks of jobs that are being stopped: handed back while the stop was being committed."""
+    return len(session.execute(_CANCEL_STOPPED).all())
 
 
 def _range(lease: Lease) -> dict[str, int]:

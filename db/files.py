@@ -127,6 +127,11 @@ def new_file_id() -> str:
     return f"file-{secrets.token_hex(12)}"
 
 
+def put(session: Session, file: FileRow) -> None:
+    """Adds the row, or replaces one of the same id."""
+    session.merge(file)
+
+
 def add(session: Session, file: FileRow) -> FileRow:
     session.add(file)
     session.flush()

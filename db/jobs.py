@@ -22,6 +22,8 @@ from core.job import (
 from db.tables import ChunkRow, JobRow, OutcomeRow, RequestRow
 
 UNFINISHED_STATES = tuple(state.value for state in JobState if state not in TERMINAL_JOB_STATES)
+ENDING_STATES = (JobState.IN_PROGRESS.value, JobState.FINALIZING.value, JobState.CANCELLING.value)
+FINALIZING_LOCK = 0x66696E << 32  # above every job id
 BUSY_CHUNK_STATES = (ChunkState.WAITING.value, ChunkState.RUNNING.value)
 
 
@@ -122,10 +124,24 @@ def find(session: Session, public_id: str, *, tenant: str) -> JobRow:
     return job
 
 
-def get(session: Session, job_id: int, *, lock: bool = False) -> JobRow | None:
-    """`lock` waits for nobody: None also when another transaction holds the row."""
-    query = select(JobRow).where(JobRow.id == job_id)
-    return session.scalar(query.with_for_update(skip_locked=True) if lock else query)
+def lock_validating(session: Session, public_id: str) -> JobRow | None:
+    """The job, locked for this transaction; None when it is not validating or another transaction holds it."""
+    query = select(JobRow).where(JobRow.public_id == public_id, JobRow.state == JobState.VALIDATING.value)
+    return session.scalar(query.with_for_update(skip_locked=True))
+
+
+def begin_finalizing(guard: Session, public_id: str) -> JobRow | None:
+    """The job when it can be ended now: no chunk is busy, it has not ended, and nobody else ends it, which stays so
+    until the guarding transaction is over. None otherwise."""
+    job = guard.scalar(select(JobRow).where(JobRow.public_id == public_id, JobRow.state.in_(ENDING_STATES)))
+    if job is None or not guard.scalar(select(func.pg_try_advisory_xact_lock(FINALIZING_LOCK + job.id))):
+        return None
+    guard.refresh(job)
+    held = progress(guard, [job.id]).get(job.id)
+    if job.state not in ENDING_STATES or (held is not None and held.num_busy_chunks):
+        return None
+    guard.expunge(job)
+    return job
 
 
 def list_batches(session: Session, *, tenant: str, after: str | None, limit: int) -> Sequence[JobRow]:

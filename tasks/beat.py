@@ -1,0 +1,18 @@
+"""The beat table: what runs by the clock. Every entry is harmless when two beats send it, and a message that could not
+be delivered in its period expires."""
+
+from typing import Any
+
+from core.settings import Settings
+from tasks.messages import RECONCILE
+from tasks.queues import CONTROL
+
+
+def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
+    return {
+        "reconcile": {
+            "task": RECONCILE,
+            "schedule": settings.reconcile_seconds,
+            "options": {"queue": CONTROL, "expires": settings.reconcile_seconds},
+        },
+    }

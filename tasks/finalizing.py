@@ -1,0 +1,117 @@
+"""Ends a job: when no chunk is busy any more, unfinished requests get the outcome that they never ran, the output
+ and error files are written, and the state becomes `completed`, `cancelled` or `expired`.
+
+Safe to run twice, at once or again after a crash: an advisory lock per job lets one in, file ids are made of the job's,
+and the last step is one transaction.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+
+import msgspec
+from celery import shared_task
+
+from core.job import JobState, ServiceClass
+from db import files, jobs, results
+from db.results import ResultRow
+from db.tables import FileRow, JobRow
+from tasks.messages import FINALIZE_JOB
+from tasks.services import Services, current
+
+logger = logging.getLogger(__name__)
+
+_UNFINISHED_MESSAGES = {
+    JobState.EXPIRED: "This request could not be executed before the completion window expired.",
+    JobState.CANCELLED: "This request was not executed because the batch was cancelled.",
+}
+
+
+@shared_task(name=FINALIZE_JOB)
+def finalize_job(job: str) -> None:
+    finalize(current(), job)
+
+
+def is_ready(services: Services, job_id: int) -> bool:
+    with services.database.begin() as session:
+        progress = jobs.progress(session, [job_id]).get(job_id)
+    return progress is None or progress.num_busy_chunks == 0
+
+
+def finalize(services: Services, public_id: str) -> None:
+    """Does nothing while chunks are busy, or while somebody else finalizes the job."""
+    with services.database.begin() as guard:
+        job = jobs.begin_finalizing(guard, public_id)
+        if job is None:
+            return
+        _close_requests(services, job)
+        output = _write_file(services, job, is_success=True) if _has_files(job) else None
+        errors = _write_file(services, job, is_success=False) if _has_files(job) else None
+        _end(services, job, output, errors)
+    logger.info(
+        "job %s ended",
+        job.public_id,
+        extra={"event": "job.ended", "job": job.public_id, "ending": _ending(job).value},
+    )
+
+
+def _has_files(job: JobRow) -> bool:
+    return job.service_class == ServiceClass.BATCH
+
+
+def _ending(job: JobRow) -> JobState:
+    return JobState(job.ending) if job.ending else JobState.COMPLETED
+
+
+def _close_requests(services: Services, job: JobRow) -> None:
+    ending = _ending(job)
+    with services.database.begin() as session:
+        jobs.move(session, job.id, JobState.FINALIZING)
+        if ending in _UNFINISHED_MESSAGES:
+            error = {"code": results.UNFINISHED_CODES[ending], "message": _UNFINISHED_MESSAGES[ending]}
+            results.close_unfinished(session, job, msgspec.json.encode(error).decode())
+        results.total(session, job)
+
+
+def _write_file(services: Services, job: JobRow, *, is_success: bool) -> FileRow | None:
+    """Writes the lines in order of the requests; None when there is none, as OpenAI leaves the file out then."""
+    rows = results.rows(services.database, job.id, is_success=is_success)
+    first = next(rows, None)
+    if first is None:
+        return None
+    name = "output" if is_success else "error"
+    file_id = "file-" + hashlib.sha256(f"{job.public_id}/{name}".encode()).hexdigest()[:24]
+    num_bytes = services.files.write(file_id, _lines(job, first, rows))
+    return FileRow(
+        id=file_id,
+        tenant=job.tenant,
+        purpose="batch_output",
+        filename=f"{job.public_id}_{name}.jsonl",
+        num_bytes=num_bytes,
+    )
+
+
+def _lines(job: JobRow, first: ResultRow, rest: Iterator[ResultRow]) -> Iterator[bytes]:
+    yield result_line(job.public_id, first)
+    for row in rest:
+        yield result_line(job.public_id, row)
+
+
+def result_line(job: str, row: ResultRow) -> bytes:
+    """One line of an output or error file, as OpenAI writes it."""
+    request_id = f"batch_req_{job.removeprefix('batch_')}_{row.index}"
+    body = msgspec.Raw(row.body.encode())
+    line: dict[str, object] = {"id": request_id, "custom_id": row.custom_id, "response": None, "error": None}
+    if row.status_code is None:
+        line["error"] = body
+    else:
+        line["response"] = {"status_code": row.status_code, "request_id": request_id, "body": body}
+    return msgspec.json.encode(line) + b"\n"
+
+
+def _end(services: Services, job: JobRow, output: FileRow | None, errors: FileRow | None) -> None:
+    values = {"output_file_id": output and output.id, "error_file_id": errors and errors.id}
+    with services.database.begin() as session:
+        for file in filter(None, (output, errors)):
+            files.put(session, file)
+        jobs.move(session, job.id, _ending(job), values)

@@ -1,0 +1,75 @@
+"""Validates a batch: reads its file line by line, refuses it whole on the first bad set of lines, or copies the
+requests and cuts them into chunks. One transaction, so a crash leaves the job `validating` and nothing else."""
+
+import logging
+from dataclasses import asdict
+
+from celery import shared_task
+from sqlalchemy.orm import Session
+
+from core.batchfile import BatchFileError, BatchReader, LineError, split_lines
+from core.errors import NotFound
+from core.job import JobState
+from db import intake, jobs, models
+from db.tables import JobRow
+from tasks import dispatcher
+from tasks.messages import VALIDATE_BATCH
+from tasks.services import Services, current
+
+logger = logging.getLogger(__name__)
+
+
+@shared_task(name=VALIDATE_BATCH)
+def validate_batch(job: str) -> None:
+    services = current()
+    if validate(services, job):
+        dispatcher.refill(services)
+
+
+def validate(services: Services, public_id: str) -> bool:
+    """True when the job is in progress now. Does nothing when it is not validating, or somebody else validates it."""
+    try:
+        with services.database.begin() as session:
+            job = jobs.lock_validating(session, public_id)
+            if job is None:
+                return False
+            _accept(services, session, job)
+    except BatchFileError as error:
+        _refuse(services, public_id, error.errors)
+        return False
+    except NotFound as error:
+        _refuse(services, public_id, [LineError("file_not_found", error.message)])
+        return False
+    return True
+
+
+def _accept(services: Services, session: Session, job: JobRow) -> None:
+    reader = BatchReader(
+        endpoint=job.endpoint or "",
+        max_rows=services.settings.max_batch_rows,
+        is_known_model=lambda name: models.is_served(session, name),
+    )
+    assert job.input_file_id is not None
+    lines = split_lines(services.files.read(job.input_file_id))
+    num_requests = intake.copy_requests(session, job.id, reader.rows(lines))
+    assert reader.model is not None
+    intake.cut_chunks(
+        session, job, model=reader.model, num_requests=num_requests, chunk_rows=services.settings.chunk_rows
+    )
+    jobs.move(session, job.id, JobState.IN_PROGRESS, {"model": reader.model, "num_requests": num_requests})
+    logger.info(
+        "job %s has %d requests for %s",
+        job.public_id,
+        num_requests,
+        reader.model,
+        extra={"event": "job.accepted", "job": job.public_id, "num_requests": num_requests},
+    )
+
+
+def _refuse(services: Services, public_id: str, errors: list[LineError]) -> None:
+    data = [asdict(error) for error in errors]
+    with services.database.begin() as session:
+        job = jobs.lock_validating(session, public_id)
+        if job is not None:
+            jobs.move(session, job.id, JobState.FAILED, {"errors": {"object": "list", "data": data}})
+    logger.info("job %s refused: %s", public_id, errors[0].message, extra={"event": "job.refused", "job": public_id})

@@ -1,0 +1,64 @@
+"""Puts right what crashes and lost messages leave behind, from PostgreSQL alone: expired leases go back, overdue jobs
+end, jobs that wait for a message get it again, and queues are refilled. Safe to run twice at once."""
+
+import logging
+from datetime import timedelta
+
+from celery import shared_task
+
+from core.job import JobState
+from db import chunks, jobs
+from tasks import dispatcher
+from tasks.messages import RECONCILE
+from tasks.services import Services, current
+
+logger = logging.getLogger(__name__)
+
+STUCK_AFTER = timedelta(seconds=10)
+
+
+@shared_task(name=RECONCILE)
+def reconcile() -> None:
+    services = current()
+    take_back(services)
+    expire_overdue(services)
+    move_on(services)
+    dispatcher.refill(services)
+
+
+def take_back(services: Services) -> int:
+    """Returns how many chunks lost their worker."""
+    with services.database.begin() as session:
+        expired = chunks.expire(session)
+        chunks.cancel_stopped(session)
+    for _, job, index, attempt in expired:
+        logger.warning(
+            "chunk %d of job %s lost its worker (attempt %d); its unfinished requests run again",
+            index,
+            job,
+            attempt,
+            extra={"event": "chunk.expired", "job": job, "chunk": index, "attempt": attempt},
+        )
+    return len(expired)
+
+
+def expire_overdue(services: Services) -> None:
+    with services.database.begin() as session:
+        for job in jobs.overdue(session):
+            jobs.stop(session, job, JobState.EXPIRED)
+            logger.warning(
+                "job %s is past its window; what did not run expires",
+                job.public_id,
+                extra={"event": "job.expiring", "job": job.public_id},
+            )
+
+
+def move_on(services: Services) -> None:
+    """Sends again what jobs without a busy chunk wait for: validation or finalization."""
+    with services.database.begin() as session:
+        waiting = jobs.stuck(session, older_than=STUCK_AFTER)
+    for job in waiting:
+        if job.state == JobState.VALIDATING:
+            services.messages.validate_batch(job.public_id)
+        else:
+            services.messages.finalize_job(job.public_id)

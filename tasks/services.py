@@ -1,0 +1,75 @@
+"""What tasks need, behind one door: `workers.boot` installs the real objects, tests install others.
+
+A chunk runner is there only in the online and batch workers of a device.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from redis import Redis
+
+from core.errors import ConfigurationError
+from core.job import ServiceClass
+from core.settings import Settings
+from db.connection import Database
+from db.files import FileStore
+from tasks.messages import Messages
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRun:
+    """How a claimed chunk ended: `is_done` when it has no unfinished request left; `is_closed` when nobody runs it
+    again, because it is done or its job is being stopped."""
+
+    job_id: int
+    job_public_id: str
+    is_done: bool
+    is_closed: bool
+
+
+class ChunkRunner(Protocol):
+    def run(self, service_class: ServiceClass) -> ChunkRun | None:
+        """Claims the best waiting chunk of this class and runs it. None when nothing waits or no engine is ready."""
+        ...
+
+
+class Relay(Protocol):
+    def announce(self, job_public_id: str) -> None:
+        """Tells whoever waits for an online job that its outcome is committed. Fails open: the waiter looks again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: Settings
+    database: Database
+    files: FileStore
+    redis: Redis
+    messages: Messages
+    relay: Relay
+    chunks: ChunkRunner | None = None
+
+    def close(self) -> None:
+        self.redis.close()
+        self.database.close()
+
+
+_installed: list[Services] = []
+
+
+def install(services: Services) -> None:
+    """Replaces what was installed before."""
+    _installed[:] = [services]
+
+
+def current() -> Services:
+    """Raises ConfigurationError in a process whose composition root installed nothing."""
+    if not _installed:
+        raise ConfigurationError("no services are installed: start workers with `celery -A workers.boot worker …`")
+    return _installed[0]
+
+
+def uninstall() -> None:
+    """Closes and forgets what was installed."""
+    while _installed:
+        _installed.pop().close()

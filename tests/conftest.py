@@ -1,0 +1,3 @@
+"""Fixtures that more than one folder of tests uses, by subject."""
+
+pytest_plugins = ["tests.servers"]

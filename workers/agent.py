@@ -1,0 +1,125 @@
+"""A node: which parts run on this machine, an engine and its Celery workers per device, and two workers for upkeep.
+Describes them for a supervisor and writes down what the node serves; starts nothing itself.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from core.job import ServiceClass
+from core.protocol import MODEL_LOADING
+from core.settings import Settings, settings_environment
+from db import models
+from db.connection import Database
+from tasks.queues import CONTROL, UPKEEP, heavy_queue, inference_queues
+from workers.devices import Device, choose_devices, find_gpus
+from workers.engine_client import probe
+from workers.part import Part, python_argv
+
+ENGINE_READY_SECONDS = 300.0
+WORKER_GRACE_SECONDS = 30.0
+BATCH_NICE = 10  # bulk work yields the CPU to people who wait
+CONTROL_THREADS = 2
+READY_FILE_VARIABLE = "MILLRACE__READY_FILE"
+
+
+def register(settings: Settings, database: Database) -> None:
+    """Writes down which models the devices of this node serve, replacing what it said before."""
+    devices = [device.name for device in node_devices(settings)]
+    with database.begin() as session:
+        models.place(session, node=settings.node_name, devices=devices, sources=settings.model_sources)
+
+
+def node_devices(settings: Settings) -> list[Device]:
+    return choose_devices(settings.devices, find_gpus())
+
+
+def node_parts(settings: Settings, after: tuple[str, ...] = (), engine_after: tuple[str, ...] = ()) -> list[Part]:
+    """after: what the Celery workers need running first.  engine_after: what the engines need (a trained model)."""
+    parts: list[Part] = []
+    for device in node_devices(settings):
+        parts.append(engine_part(settings, device, engine_after))
+        parts += device_workers(settings, device, after)
+    parts.append(_worker(settings, "control", ["-P", "threads", "-c", str(CONTROL_THREADS)], [CONTROL], after))
+    parts.append(_worker(settings, "upkeep", ["-P", "threads", "-c", "1"], [UPKEEP], after))
+    return parts
+
+
+def engine_endpoint(settings: Settings, device: Device) -> str:
+    return f"ipc://{settings.run_path}/engine-{device.name}.sock"
+
+
+def engine_part(settings: Settings, device: Device, after: tuple[str, ...]) -> Part:
+    endpoint = engine_endpoint(settings, device)
+    return Part(
+        name=f"engine-{device.name}",
+        argv=python_argv("engine.server", *_engine_arguments(settings, device, endpoint), executable=sys.executable),
+        env={"CUDA_VISIBLE_DEVICES": device.uuid or "", "TOKENIZERS_PARALLELISM": "false"},
+        after=after,
+        ready=lambda: _is_engine_ready(endpoint),
+        ready_seconds=ENGINE_READY_SECONDS,
+        note=device.description,
+    )
+
+
+def _engine_arguments(settings: Settings, device: Device, endpoint: str) -> list[str]:
+    sources = settings.model_sources
+    arguments = ["--endpoint", endpoint, "--device", "cuda" if device.is_gpu else "cpu"]
+    for name, source in sources.items():
+        arguments += ["--model", f"{name}={source}"]
+    arguments += ["--preload", next(iter(sources)), "--dtype", settings.engine_dtype]
+    arguments += ["--slots", str(settings.engine_slots), "--prefill-tokens", str(settings.engine_prefill_tokens)]
+    return [
+        *arguments,
+        "--max-context-tokens",
+        str(settings.max_context_tokens),
+        "--threads",
+        str(settings.engine_threads),
+    ]
+
+
+def _is_engine_ready(endpoint: str) -> bool:
+    hello = probe(endpoint)
+    return hello is not None and all(model.state != MODEL_LOADING for model in hello.models)
+
+
+def device_workers(settings: Settings, device: Device, after: tuple[str, ...]) -> list[Part]:
+    names = list(settings.model_sources)
+    env = {
+        "MILLRACE_DEVICE": device.name,
+        "MILLRACE_ENGINE_ENDPOINT": engine_endpoint(settings, device),
+        "CUDA_VISIBLE_DEVICES": device.uuid or "",
+    }
+    online = ["-P", "threads", "-c", str(settings.online_threads)]
+    batch = ["-P", "threads", "-c", str(settings.batch_threads)]
+    heavy = ["-P", "prefork", "-c", "1"]
+    return [
+        _worker(settings, f"online-{device.name}", online, inference_queues(ServiceClass.ONLINE, names), after, env),
+        _worker(
+            settings, f"batch-{device.name}", batch, inference_queues(ServiceClass.BATCH, names), after, env, BATCH_NICE
+        ),
+        _worker(settings, f"heavy-{device.name}", heavy, [heavy_queue(settings.node_name)], after, env),
+    ]
+
+
+def _worker(
+    settings: Settings,
+    name: str,
+    pool: Sequence[str],
+    queues: Sequence[str],
+    after: tuple[str, ...],
+    env: dict[str, str] | None = None,
+    nice: int = 0,
+) -> Part:
+    ready_file = settings.run_path / f"{name}.ready"
+    arguments = ["-A", "workers.boot", "worker", *pool, "-n", f"{name}@{settings.node_name}", "-Q", ",".join(queues)]
+    arguments += ["-l", settings.log_level, "--without-gossip", "--without-mingle"]
+    return Part(
+        name=name,
+        argv=python_argv("celery", *arguments, executable=sys.executable),
+        env={**settings_environment(settings), **(env or {}), READY_FILE_VARIABLE: str(ready_file)},
+        prepare=lambda: ready_file.unlink(missing_ok=True),
+        ready=ready_file.exists,
+        after=after,
+        grace_seconds=WORKER_GRACE_SECONDS,
+        nice=nice,
+    )

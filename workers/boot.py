@@ -1,0 +1,102 @@
+"""Composition root of the Celery workers: `celery -A workers.boot worker …`. Builds the services, installs them for the
+tasks, and turns a warm shutdown into a drain: running chunks write what they have and hand the rest back.
+"""
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from celery import signals
+from redis import Redis
+
+from core import logs
+from core.lifeline import follow_parent
+from core.redis_url import client_url
+from core.settings import Settings, load_settings
+from db.connection import Database
+from db.files import open_file_store
+from tasks import services
+from tasks.app import DEFAULT_BROKER_URL, app
+from tasks.messages import Messages
+from tasks.relay import RedisRelay
+from tasks.services import Services
+from workers.agent import READY_FILE_VARIABLE
+from workers.chunk_run import EngineChunkRunner, RunnerOptions
+from workers.engine_client import EngineClient
+
+__all__ = ["app", "build_services"]
+
+logger = logging.getLogger(__name__)
+
+CONTROL_CONNECTIONS = 4
+
+_stopping = threading.Event()
+
+follow_parent()
+
+
+def build_services(settings: Settings, stopping: threading.Event) -> Services:
+    """A chunk runner comes with it where the settings name an engine."""
+    num_threads = (
+        max(settings.batch_threads, settings.online_threads) if settings.engine_endpoint else CONTROL_CONNECTIONS
+    )
+    assert settings.database_url is not None
+    database = Database(settings.database_url, pool_size=num_threads + 2)
+    redis: Redis = Redis.from_url(client_url(settings.redis_url or DEFAULT_BROKER_URL), socket_timeout=10)
+    return Services(
+        settings=settings,
+        database=database,
+        files=open_file_store(settings.file_store, database),
+        redis=redis,
+        messages=Messages(app),
+        relay=RedisRelay(redis),
+        chunks=_chunk_runner(settings, database, stopping) if settings.engine_endpoint else None,
+    )
+
+
+def _chunk_runner(settings: Settings, database: Database, stopping: threading.Event) -> EngineChunkRunner:
+    owner = f"{settings.device}@{settings.node_name}:{os.getpid()}-{uuid4().hex[:8]}"
+    engine = EngineClient(settings.engine_endpoint, name=owner)
+    engine.start()
+    options = RunnerOptions(
+        owner=owner,
+        models=tuple(settings.model_sources),
+        lease_seconds=settings.lease_seconds,
+        write_interval_seconds=settings.write_interval_seconds,
+        engine_wait_seconds=settings.engine_wait_seconds,
+        max_chunk_crashes=settings.max_chunk_crashes,
+    )
+    return EngineChunkRunner(database, engine, options, stopping)
+
+
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def _configure_logging(**_: Any) -> None:
+    logs.configure(load_settings().log_level)
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+@signals.worker_process_init.connect  # type: ignore[untyped-decorator]
+def _start(**_: Any) -> None:
+    """`worker_init` comes in the worker itself, `worker_process_init` in the children of prefork, which spawn."""
+    services.install(build_services(load_settings(), _stopping))
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def _report_ready(**_: Any) -> None:
+    path = os.environ.get(READY_FILE_VARIABLE)
+    if path is not None:
+        Path(path).touch()
+
+
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _drain(**_: Any) -> None:
+    logger.info("draining: running chunks write what they have and hand the rest back", extra={"event": "worker.drain"})
+    _stopping.set()
+
+
+@signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _stop(**_: Any) -> None:
+    services.uninstall()

@@ -1,0 +1,209 @@
+"""Runs chunks: claims one, streams its unfinished requests to the engine, and writes the answers in groups under the
+lease. The loop renews the lease by writing; whatever ends it early writes what is finished and hands the rest back.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from core.completion import parse_body
+from core.errors import InvalidRequest, LeaseLost, Unavailable
+from core.job import ServiceClass
+from core.protocol import BULK_PRIORITY, ONLINE_PRIORITY, Delta, Failed, Finished, Generate, Hello
+from db import chunks
+from db.chunks import Lease, Outcome, Request
+from db.connection import Database
+from tasks.services import ChunkRun
+from workers import outcome
+from workers.engine_client import Answer, EngineClient
+
+logger = logging.getLogger(__name__)
+
+RENEWALS_PER_LEASE = 3
+RETRY_SECONDS = 0.5
+# Failures that say nothing about the request: it runs again.
+_NOT_THE_REQUESTS_FAULT = frozenset({"engine_lost", "interrupted", "cancelled", "model_unloaded", "overloaded"})
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    owner: str
+    models: tuple[str, ...]
+    lease_seconds: float
+    write_interval_seconds: float
+    engine_wait_seconds: float
+    max_chunk_crashes: int
+
+
+class EngineChunkRunner:
+    """The chunk runner of a device's worker; `run` may be called by many threads at once."""
+
+    def __init__(
+        self, database: Database, engine: EngineClient, options: RunnerOptions, stopping: threading.Event
+    ) -> None:
+        self._database = database
+        self._engine = engine
+        self._options = options
+        self._stopping = stopping
+
+    def run(self, service_class: ServiceClass) -> ChunkRun | None:
+        hello = self._engine.wait_ready(self._options.engine_wait_seconds)
+        if hello is None or self._stopping.is_set():
+            logger.warning("no engine is ready: the chunk stays where it is", extra={"event": "engine.away"})
+            return None
+        with self._database.begin() as session:
+            lease = chunks.claim(
+                session,
+                owner=self._options.owner,
+                service_class=service_class.value,
+                models=self._options.models,
+                lease_seconds=self._options.lease_seconds,
+            )
+        if lease is None:
+            return None
+        priority = ONLINE_PRIORITY if service_class is ServiceClass.ONLINE else BULK_PRIORITY
+        return _Execution(self._database, self._engine, self._options, self._stopping, lease).run(hello, priority)
+
+
+class _Execution:
+    """One claimed chunk, from its unfinished requests to its end."""
+
+    def __init__(
+        self,
+        database: Database,
+        engine: EngineClient,
+        options: RunnerOptions,
+        stopping: threading.Event,
+        lease: Lease,
+    ) -> None:
+        self._database = database
+        self._engine = engine
+        self._options = options
+        self._stopping = stopping
+        self._lease = lease
+        self._answers: SimpleQueue[Answer] = SimpleQueue()
+        self._todo: deque[Request] = deque()
+        self._in_flight: dict[str, int] = {}
+        self._finished: list[Outcome] = []
+        self._written_at = time.monotonic()
+        self._is_done = False
+        self._is_stopping = False
+        self._engine_crashed = False
+        self._must_hand_back = False
+
+    def run(self, hello: Hello, priority: int) -> ChunkRun:
+        lease = self._lease
+        try:
+            self._begin()
+            while not self._is_over():
+                self._submit(hello.credits, priority)
+                self._collect()
+                self._write_if_due()
+            is_closed = self._end()
+        except LeaseLost as error:
+            logger.warning("%s", error, extra={"event": "chunk.lease_lost", "job": lease.job_public_id})
+            is_closed = False
+        finally:
+            self._engine.cancel(list(self._in_flight))
+        return ChunkRun(lease.job_id, lease.job_public_id, self._is_done, is_closed)
+
+    def _begin(self) -> None:
+        with self._database.begin() as session:
+            self._todo.extend(chunks.unfinished(session, self._lease))
+        if self._lease.num_crashes >= self._options.max_chunk_crashes:
+            self._finished += [outcome.of_crashes(request.index, self._lease.num_crashes) for request in self._todo]
+            self._todo.clear()
+        if not self._todo:
+            self._write()
+
+    def _is_over(self) -> bool:
+        return self._is_done or self._is_stopping or self._must_hand_back or self._stopping.is_set()
+
+    def _submit(self, window: int, priority: int) -> None:
+        """Keeps a little more in flight than the engine grants this client at once."""
+        batch: list[Generate] = []
+        while self._todo and len(self._in_flight) < window:
+            request = self._todo.popleft()
+            try:
+                parsed = parse_body(self._lease.endpoint, request.body)
+            except InvalidRequest as error:
+                self._finished.append(outcome.of_invalid(request.index, error))
+                continue
+            request_id = f"{self._lease.job_public_id}-{request.index}-{self._lease.attempt}"
+            self._in_flight[request_id] = request.index
+            batch.append(parsed.to_generate(request_id, priority=priority))
+        if batch:
+            self._engine.submit(batch, self._answers.put)
+
+    def _collect(self) -> None:
+        """Waits for an answer until the next write is due, then takes all that are there."""
+        try:
+            if self._in_flight:
+                self._take(self._answers.get(timeout=self._options.write_interval_seconds))
+            while True:
+                self._take(self._answers.get_nowait())
+        except Empty:
+            return
+
+    def _take(self, answer: Answer) -> None:
+        if isinstance(answer, Delta):
+            return
+        index = self._in_flight.pop(answer.id)
+        if isinstance(answer, Finished):
+            self._finished.append(outcome.of_finished(self._lease, index, answer, int(time.time())))
+        elif answer.code in _NOT_THE_REQUESTS_FAULT:
+            self._give_up(answer)
+        else:
+            self._finished.append(outcome.of_failed(index, answer))
+
+    def _give_up(self, failure: Failed) -> None:
+        self._must_hand_back = True
+        self._engine_crashed = self._engine_crashed or failure.code == "engine_lost"
+
+    def _write_if_due(self) -> None:
+        waited = time.monotonic() - self._written_at
+        nothing_left = not self._todo and not self._in_flight
+        is_due = bool(self._finished) and (nothing_left or waited >= self._options.write_interval_seconds)
+        if is_due or waited >= self._options.lease_seconds / RENEWALS_PER_LEASE:
+            self._write()
+
+    def _write(self) -> None:
+        """Waits for a database that is away: the answers are worth more than the wait. Raises LeaseLost."""
+        result = self._patiently(lambda: self._write_once())
+        self._finished.clear()
+        self._written_at = time.monotonic()
+        self._is_done, self._is_stopping = result.is_done, result.is_stopping
+
+    def _write_once(self) -> chunks.WriteResult:
+        with self._database.begin() as session:
+            return chunks.write(session, self._lease, self._finished)
+
+    def _patiently(self, action: Callable[[], chunks.WriteResult]) -> chunks.WriteResult:
+        while True:
+            try:
+                return action()
+            except Unavailable as error:
+                logger.warning("chunk %d waits to write: %s", self._lease.chunk_index, error)
+                if self._stopping.wait(RETRY_SECONDS):
+                    raise
+
+    def _end(self) -> bool:
+        """Writes what is finished and hands the rest back. True when nobody has to run the chunk again."""
+        if self._finished and not self._is_done:
+            self._write()
+        if self._is_done:
+            return True
+        with self._database.begin() as session:
+            chunks.hand_back(session, self._lease, engine_crashed=self._engine_crashed)
+        logger.info(
+            "chunk %d of job %s handed back with %d requests unfinished",
+            self._lease.chunk_index,
+            self._lease.job_public_id,
+            len(self._todo) + len(self._in_flight),
+            extra={"event": "chunk.handed_back", "job": self._lease.job_public_id},
+        )
+        return self._is_stopping

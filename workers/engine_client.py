@@ -1,0 +1,246 @@
+"""The client side of `core.protocol`: many threads submit requests, one I/O thread owns the socket.
+
+The client keeps at most as many requests in flight as the engine grants. Every submitted request gets exactly one
+`Finished` or `Failed` in its sink, unless it was cancelled first: when the engine goes away or comes back with another
+boot id, what was in flight fails as `engine_lost`, which is retryable.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from uuid import uuid4
+
+import msgspec
+import zmq
+
+from core.protocol import (
+    HEARTBEAT_SECONDS,
+    MODEL_READY,
+    Cancel,
+    ClientFrame,
+    ClientMessage,
+    Delta,
+    EngineMessage,
+    Failed,
+    Finished,
+    Generate,
+    Hello,
+    Ping,
+    decode_engine,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+SILENCE_SECONDS = 10 * HEARTBEAT_SECONDS
+ENGINE_LOST = "engine_lost"
+
+Answer = Delta | Finished | Failed
+Sink = Callable[[Answer], None]
+
+
+class EngineClient:
+    """`start()` before use, `close()` at the end. All other methods may be called from any thread."""
+
+    def __init__(self, endpoint: str, *, name: str = "client", clock: Callable[[], float] = time.monotonic) -> None:
+        self._endpoint = endpoint
+        self._identity = f"{name}-{uuid4().hex[:12]}".encode()
+        self._clock = clock
+        self._commands: SimpleQueue[list[Generate] | list[str] | None] = SimpleQueue()
+        self._sinks: dict[str, Sink] = {}
+        self._waiting: deque[Generate] = deque()
+        self._in_flight: set[str] = set()
+        self._cancelling: list[str] = []
+        self._hello: Hello | None = None
+        self._heard_at = 0.0
+        self._changed = threading.Condition()
+        self._wake_reader, self._wake_writer = os.pipe()
+        self._thread = threading.Thread(target=self._run, name=f"engine-client {endpoint}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the I/O thread; what is in flight gets no more answers."""
+        self._command(None)
+        self._thread.join()
+        os.close(self._wake_reader)
+        os.close(self._wake_writer)
+
+    @property
+    def hello(self) -> Hello | None:
+        """What the engine said last; None while it is away."""
+        return self._hello
+
+    def wait_ready(self, timeout_seconds: float) -> Hello | None:
+        """Waits until the engine is there and one of its models is loaded; None when it is not in time."""
+        with self._changed:
+            self._changed.wait_for(self._is_ready, timeout_seconds)
+            return self._hello if self._is_ready() else None
+
+    def _is_ready(self) -> bool:
+        return self._hello is not None and any(model.state == MODEL_READY for model in self._hello.models)
+
+    def submit(self, requests: Sequence[Generate], sink: Sink) -> None:
+        """`sink` is called on the I/O thread with every answer: it must only hand it on."""
+        for request in requests:
+            self._sinks[request.id] = sink
+        self._command(list(requests))
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Ends requests that nobody waits for any more; their sinks hear nothing more."""
+        for request_id in ids:
+            self._sinks.pop(request_id, None)
+        self._command(list(ids))
+
+    def _command(self, command: list[Generate] | list[str] | None) -> None:
+        self._commands.put(command)
+        os.write(self._wake_writer, b"x")
+
+    def _run(self) -> None:
+        context = zmq.Context()
+        socket = context.socket(zmq.DEALER)
+        try:
+            self._connect(socket)
+            while self._step(socket):
+                pass
+        finally:
+            socket.close(linger=100)
+            context.term()
+
+    def _connect(self, socket: "zmq.Socket[bytes]") -> None:
+        socket.setsockopt(zmq.IDENTITY, self._identity)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues up for an engine that is away
+        socket.connect(self._endpoint)
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(self._wake_reader, zmq.POLLIN)
+        self._ping_at = 0.0
+
+    def _step(self, socket: "zmq.Socket[bytes]") -> bool:
+        events = dict(self._poller.poll(int(HEARTBEAT_SECONDS * 500)))
+        if self._wake_reader in events:
+            os.read(self._wake_reader, 65536)
+        if not self._take_commands():
+            return False
+        if socket in events:
+            self._receive(socket)
+        self._watch()
+        self._send(socket)
+        return True
+
+    def _take_commands(self) -> bool:
+        while not self._commands.empty():
+            command = self._commands.get()
+            if command is None:
+                return False
+            for item in command:
+                if isinstance(item, Generate):
+                    self._waiting.append(item)
+                else:
+                    self._drop(item)
+        return True
+
+    def _drop(self, request_id: str) -> None:
+        if request_id in self._in_flight:
+            self._cancelling.append(request_id)
+
+    def _receive(self, socket: "zmq.Socket[bytes]") -> None:
+        while True:
+            try:
+                frame = decode_engine(socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            except msgspec.DecodeError as error:
+                logger.warning("engine at %s sent a frame that cannot be read: %s", self._endpoint, error)
+                continue
+            self._heard_at = self._clock()
+            for message in frame.messages:
+                self._take(message)
+
+    def _take(self, message: EngineMessage) -> None:
+        if isinstance(message, Hello):
+            self._greet(message)
+            return
+        sink = self._sinks.get(message.id)
+        if not isinstance(message, Delta):
+            self._in_flight.discard(message.id)
+            self._sinks.pop(message.id, None)
+        if sink is not None:
+            sink(message)
+
+    def _greet(self, hello: Hello) -> None:
+        if self._hello is not None and self._hello.boot_id != hello.boot_id:
+            self._lose("was restarted")
+        with self._changed:
+            self._hello = hello
+            self._changed.notify_all()
+
+    def _watch(self) -> None:
+        if self._hello is not None and self._clock() - self._heard_at > SILENCE_SECONDS:
+            self._cancelling.extend(self._in_flight)  # should it still live
+            self._lose(f"has been silent for {SILENCE_SECONDS:.0f} s")
+
+    def _lose(self, what_happened: str) -> None:
+        lost = list(self._in_flight)
+        self._in_flight.clear()
+        with self._changed:
+            self._hello = None
+        message = f"the engine {what_happened} while this request was running"
+        for request_id in lost:
+            sink = self._sinks.pop(request_id, None)
+            if sink is not None:
+                sink(Failed(request_id, ENGINE_LOST, message, is_retryable=True))
+        logger.warning("engine at %s %s; %d requests run again", self._endpoint, what_happened, len(lost))
+
+    def _send(self, socket: "zmq.Socket[bytes]") -> None:
+        messages = self._due_requests()
+        if self._cancelling:
+            messages.append(Cancel(self._cancelling))
+        if not messages and self._clock() >= self._ping_at:
+            messages.append(Ping())
+        if not messages:
+            return
+        try:
+            socket.send(encode(ClientFrame(messages)), zmq.NOBLOCK)
+        except zmq.Again:  # not connected: requests stay waiting
+            self._put_back(messages)
+            return
+        self._cancelling = []
+        self._ping_at = self._clock() + HEARTBEAT_SECONDS
+
+    def _due_requests(self) -> list[ClientMessage]:
+        due: list[ClientMessage] = []
+        granted = 0 if self._hello is None else self._hello.credits
+        while self._waiting and len(self._in_flight) < granted:
+            request = self._waiting.popleft()
+            if request.id in self._sinks:  # else cancelled while it waited
+                self._in_flight.add(request.id)
+                due.append(request)
+        return due
+
+    def _put_back(self, messages: Sequence[ClientMessage]) -> None:
+        requests = [message for message in messages if isinstance(message, Generate)]
+        for request in requests:
+            self._in_flight.discard(request.id)
+        self._waiting.extendleft(reversed(requests))
+
+
+def probe(endpoint: str, timeout_seconds: float = 0.5) -> Hello | None:
+    """Asks an engine once how it is; None when it does not answer in time."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(endpoint)
+        socket.send(encode(ClientFrame([Ping()])))
+        if not socket.poll(int(timeout_seconds * 1000)):
+            return None
+        frame = decode_engine(socket.recv())
+    return next((message for message in frame.messages if isinstance(message, Hello)), None)

@@ -1,0 +1,54 @@
+"""What a request became: engine answers and refusals turned into the outcomes that are stored. Pure."""
+
+import msgspec
+
+from core.completion import error_body, response_body
+from core.errors import InvalidRequest
+from core.protocol import Failed, Finished
+from db.chunks import Lease, Outcome
+
+ENGINE_CRASHED = "engine_crashed"
+
+_STATUS_OF_CODE = {
+    "context_length_exceeded": 400,
+    "invalid_request": 400,
+    "unsupported_parameter": 400,
+    "model_not_found": 404,
+}
+SERVER_ERROR = 500
+
+
+def of_finished(lease: Lease, index: int, answer: Finished, created: int) -> Outcome:
+    """`created`: seconds since 1970."""
+    request_id = f"{lease.job_public_id}-{index}"
+    body = response_body(lease.endpoint, request_id, lease.model, answer, created)
+    return Outcome(
+        index=index,
+        status_code=200,
+        body=msgspec.json.encode(body).decode(),
+        prompt_tokens=answer.usage.prompt_tokens,
+        completion_tokens=answer.usage.completion_tokens,
+        queue_seconds=answer.timing.queue_seconds,
+        first_token_seconds=answer.timing.first_token_seconds,
+        total_seconds=answer.timing.total_seconds,
+    )
+
+
+def of_failed(index: int, failure: Failed) -> Outcome:
+    return _failure(index, _STATUS_OF_CODE.get(failure.code, SERVER_ERROR), failure.code, failure.message)
+
+
+def of_invalid(index: int, error: InvalidRequest) -> Outcome:
+    return _failure(index, 400, error.code, error.message, error.param)
+
+
+def of_crashes(index: int, num_crashes: int) -> Outcome:
+    """For a request whose chunk has seen the engine crash too often."""
+    message = f"the engine crashed {num_crashes} times while requests of this chunk were running"
+    return _failure(index, SERVER_ERROR, ENGINE_CRASHED, message)
+
+
+def _failure(index: int, status_code: int, code: str, message: str, param: str | None = None) -> Outcome:
+    kind = "server_error" if status_code >= SERVER_ERROR else "invalid_request_error"
+    body = error_body(code, message, param=param, kind=kind)
+    return Outcome(index=index, status_code=status_code, body=msgspec.json.encode(body).decode())

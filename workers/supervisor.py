@@ -1,0 +1,228 @@
+"""Starts parts in order, watches them, restarts the ones that die, and stops them in the opposite order.
+
+Everything happens in the thread that calls it, which must be the main one (`workers.children` says why): `launch`
+adds parts, `wait_ready` drives them until they are up, `run` keeps them up until `request_stop`, `stop_all` ends them.
+A part that fails before it was ever ready is an error of the installation, so it ends everything; a part that dies
+later is restarted, for ever, with a growing delay.
+"""
+
+import enum
+import logging
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from core.errors import ConfigurationError, Interrupted, Unavailable
+from workers.children import describe_exit, kill_tree, log_tail, spawn
+from workers.instance import Instance
+from workers.part import Account, Backoff, Part, check_order, stages
+
+__all__ = ["Account", "Backoff", "Part", "Supervisor"]
+
+logger = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.02
+IDLE_TICK_SECONDS = 0.2
+
+
+class _Phase(enum.Enum):
+    WAITING = "waiting"  # for the parts it comes after, or for its restart
+    STARTING = "starting"  # runs, not ready yet
+    READY = "ready"
+
+
+class _Watched:
+    """One part and what is known about its process."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.phase = _Phase.WAITING
+        self.child: subprocess.Popen[bytes] | None = None
+        self.was_ready = False
+        self.num_deaths = 0
+        self.started_at = 0.0
+        self.start_at = 0.0
+
+
+class Supervisor:
+    """say: prints one line for people.  clock: monotonic seconds.  chance: [0, 1)."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        say: Callable[[str], None],
+        *,
+        backoff: Backoff | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._instance = instance
+        self._say = say
+        self._backoff = backoff or Backoff()
+        self._clock = clock
+        self._chance = chance
+        self._watched: dict[str, _Watched] = {}
+        self._num_stop_requests = 0
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._num_stop_requests > 0
+
+    def request_stop(self) -> None:
+        """Safe in a signal handler. The second request kills what has not ended yet."""
+        self._num_stop_requests += 1
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGINT, SIGTERM and SIGHUP request a stop while this is open."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+        def request(_number: int, _frame: FrameType | None) -> None:
+            self.request_stop()
+
+        before = {number: signal.signal(number, request) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def launch(self, parts: Sequence[Part]) -> None:
+        """Add parts and start the ones that need not wait. Raises ConfigurationError when one cannot be started."""
+        check_order([*(watched.part for watched in self._watched.values()), *parts])
+        self._watched.update({part.name: _Watched(part) for part in parts})
+        self.tick()
+
+    def wait_ready(self, *names: str, on_tick: Callable[[], None] | None = None) -> None:
+        """Until these parts, or all, are ready. Raises Unavailable when one fails first, Interrupted when a stop was
+        requested."""
+        waited = names or tuple(self._watched)
+        while not all(self._watched[name].phase is _Phase.READY for name in waited):
+            if self.is_stopping:
+                raise Interrupted("stopped before everything was ready")
+            if on_tick is not None:
+                on_tick()
+            time.sleep(TICK_SECONDS)
+            self.tick()
+
+    def run(self) -> None:
+        """Keep the parts up until a stop is requested."""
+        while not self.is_stopping:
+            self.tick()
+            time.sleep(IDLE_TICK_SECONDS if self._is_settled() else TICK_SECONDS)
+
+    def tick(self) -> None:
+        """Look at every part once: reap, probe, start what is due."""
+        for watched in self._watched.values():
+            if watched.child is not None and watched.phase is not _Phase.WAITING:
+                self._look_at(watched, watched.child)
+            elif self._is_due(watched):
+                self._start(watched)
+
+    def stop_all(self) -> None:
+        """End every part, last started first. Does nothing the second time."""
+        self._num_stop_requests = max(1, self._num_stop_requests)
+        for names in reversed(stages([watched.part for watched in self._watched.values()])):
+            running = [self._watched[name] for name in names if _is_running(self._watched[name])]
+            for watched in running:
+                self._say(f"  stopping {watched.part.name}")
+                _signal_child(watched)
+            self._await_end(running)
+
+    def _is_settled(self) -> bool:
+        return all(watched.phase is _Phase.READY for watched in self._watched.values())
+
+    def _is_due(self, watched: _Watched) -> bool:
+        if watched.phase is not _Phase.WAITING or self.is_stopping or self._clock() < watched.start_at:
+            return False
+        # a restart waits for nobody: what it needs may be down as well, and it can wait for that itself
+        return watched.was_ready or all(self._watched[name].phase is _Phase.READY for name in watched.part.after)
+
+    def _start(self, watched: _Watched) -> None:
+        watched.started_at = self._clock()
+        try:
+            if watched.part.prepare is not None:
+                watched.part.prepare()
+            watched.child = spawn(watched.part, self._instance)
+        except ConfigurationError as error:
+            if not watched.was_ready:
+                raise
+            self._retry_later(watched, str(error))
+            return
+        watched.phase = _Phase.STARTING
+
+    def _look_at(self, watched: _Watched, child: "subprocess.Popen[bytes]") -> None:
+        status = child.poll()
+        if watched.part.runs_once and (status == 0 or watched.phase is _Phase.READY):
+            self._become_ready(watched)
+        elif status is not None:
+            self._bury(watched, child, f"ended with {describe_exit(status)}")
+        elif watched.phase is _Phase.STARTING and self._answers(watched.part):
+            self._become_ready(watched)
+        elif watched.phase is _Phase.STARTING and self._up_seconds(watched) > watched.part.ready_seconds:
+            self._bury(watched, child, f"was not ready within {watched.part.ready_seconds:g} s")
+        elif watched.num_deaths and self._backoff.is_stable(self._up_seconds(watched)):
+            watched.num_deaths = 0
+
+    def _answers(self, part: Part) -> bool:
+        return not part.runs_once and (part.ready is None or part.ready())
+
+    def _up_seconds(self, watched: _Watched) -> float:
+        return self._clock() - watched.started_at
+
+    def _become_ready(self, watched: _Watched) -> None:
+        if watched.phase is _Phase.READY:
+            return
+        watched.phase = _Phase.READY
+        again = " (again)" if watched.was_ready else ""
+        watched.was_ready = True
+        self._say(report_line("ok", watched.part.name, watched.part.note + again, self._up_seconds(watched)))
+
+    def _bury(self, watched: _Watched, child: "subprocess.Popen[bytes]", reason: str) -> None:
+        kill_tree(child)
+        watched.child = None
+        watched.phase = _Phase.WAITING
+        tail = log_tail(self._instance.log_path(watched.part.name))
+        if not watched.was_ready:
+            raise Unavailable(f"{watched.part.name} {reason}. The end of {self._log_name(watched)}:\n{tail}")
+        self._retry_later(watched, reason, tail)
+
+    def _retry_later(self, watched: _Watched, reason: str, tail: str = "") -> None:
+        watched.num_deaths += 1
+        delay = self._backoff.delay_seconds(watched.num_deaths, self._chance())
+        watched.start_at = self._clock() + delay
+        lines = f". The end of {self._log_name(watched)}:\n{tail}" if tail else ""
+        self._say(f"  {watched.part.name} {reason}; it is started again in {delay:.1f} s{lines}")
+
+    def _log_name(self, watched: _Watched) -> str:
+        return str(self._instance.log_path(watched.part.name))
+
+    def _await_end(self, stopping: Sequence[_Watched]) -> None:
+        begin = self._clock()
+        for watched in stopping:
+            assert watched.child is not None
+            while watched.child.poll() is None and not self._is_out_of_patience(watched.part, begin):
+                time.sleep(TICK_SECONDS)
+            if watched.child.poll() is None:
+                self._say(f"  killing {watched.part.name}")
+            kill_tree(watched.child)
+
+    def _is_out_of_patience(self, part: Part, begin: float) -> bool:
+        return self._num_stop_requests > 1 or self._clock() - begin > part.grace_seconds
+
+
+def report_line(word: str, name: str, note: str, seconds: float) -> str:
+    return f"  {word:<4}{name:<16}{note:<40}{seconds:6.1f} s"
+
+
+def _is_running(watched: _Watched) -> bool:
+    return watched.child is not None and watched.child.poll() is None
+
+
+def _signal_child(watched: _Watched) -> None:
+    assert watched.child is not None
+    watched.child.send_signal(watched.part.stop_signal)
