@@ -230,7 +230,7 @@ def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
     return {row[0]: Progress(*(int(value) for value in row[1:])) for row in rows}
 
 
-def counts(session: Session, job: JobRow) -> dict[str, float]:
+def latencies(session: Session, job: JobRow) -> dict[str, float]:
     """How fast the rows of a job were, from its outcomes: percentiles of TTFT and inter-token latency in seconds,
     and the wall time between its first claim and its last answer."""
     row = session.execute(

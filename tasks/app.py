@@ -1,53 +1,10 @@
-"""The Celery app and its configuration. A composition root: it reads the settings, and the broker's URL with them.
+"""Composition root of everything that Celery's own command starts: `celery -A tasks.app beat` and `… flower`; workers
+come through `workers.boot`, which adds the services."""
 
-Started as `celery -A workers.boot worker …`, `celery -A tasks.app beat` and `celery -A tasks.app flower`. Beat imports
-every task module: none may import torch.
-"""
+from core.lifeline import follow_parent
+from core.settings import load_settings
+from tasks.factory import create_app
 
-from celery import Celery
-
-from core.redis_url import broker_url
-from core.settings import Settings, load_settings
-from tasks.base import MillraceTask
-from tasks.beat import beat_schedule
-from tasks.queues import CONTROL
-
-TASK_MODULES = ("tasks.finalizing", "tasks.heavy", "tasks.inference", "tasks.intake", "tasks.reconciler")
-
-# Longer than any lease: a message that comes again while its chunk is leased would be a wake-up for nothing.
-VISIBILITY_TIMEOUT_SECONDS = 3600
-DEFAULT_BROKER_URL = "redis://127.0.0.1:6379/0"
-
-
-def create_app(settings: Settings) -> Celery:
-    app = Celery("millrace", task_cls=MillraceTask, include=list(TASK_MODULES), set_as_current=True)
-    app.conf.update(
-        broker_url=broker_url(settings.redis_url or DEFAULT_BROKER_URL),
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        broker_transport_options={
-            "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
-            "unacked_restore_interval": 1,
-            "unacked_restore_throttle": 5,
-            "socket_keepalive": True,
-        },
-        task_serializer="json",
-        result_serializer="json",
-        accept_content=["json"],
-        task_ignore_result=True,
-        task_acks_late=True,
-        task_reject_on_worker_lost=True,
-        task_default_queue=CONTROL,
-        worker_prefetch_multiplier=1,
-        worker_send_task_events=True,
-        worker_hijack_root_logger=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_pool_start_method="spawn",
-        worker_proc_alive_timeout=60.0,
-        timezone="UTC",
-        beat_schedule=beat_schedule(settings),
-    )
-    return app
-
+follow_parent()
 
 app = create_app(load_settings())

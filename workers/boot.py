@@ -13,13 +13,13 @@ from celery import signals
 from redis import Redis
 
 from core import logs
-from core.lifeline import follow_parent
 from core.redis_url import client_url
 from core.settings import Settings, load_settings
 from db.connection import Database
 from db.files import open_file_store
 from tasks import services
-from tasks.app import DEFAULT_BROKER_URL, app
+from tasks.app import app
+from tasks.factory import DEFAULT_BROKER_URL
 from tasks.messages import Messages
 from tasks.relay import RedisRelay
 from tasks.services import Services
@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 CONTROL_CONNECTIONS = 4
 
 _stopping = threading.Event()
-
-follow_parent()
 
 
 def build_services(settings: Settings, stopping: threading.Event) -> Services:

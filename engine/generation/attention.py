@@ -42,9 +42,10 @@ def packed_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query: (1, heads, tokens, head_dim); key, value: (1, kv_heads, tokens, head_dim) -> (1, tokens, heads, value_dim)."""
-    _check(module, attention_mask, packed, kwargs)
-    assert packed is not None
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # every attention module of transformers has one
+    _check(module, attention_mask, packed, kwargs)
+    _check_window(module, layer, sliding_window)
+    assert packed is not None
     packed.grid.write(layer, packed.cells, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = _Call(packed, layer, query, scale, sliding_window, softcap)
@@ -121,3 +122,9 @@ def _check(module: nn.Module, mask: Tensor | None, packed: Packed | None, kwargs
     unknown = [key for key in kwargs.keys() - _WITHOUT_EFFECT if kwargs[key] is not None]
     if unknown:
         raise ModelFailure(f"{name} asks for {', '.join(sorted(unknown))}, which this engine's attention does not know")
+
+
+def _check_window(module: nn.Module, layer: int, window: int | None) -> None:
+    kinds = getattr(getattr(module, "config", None), "layer_types", None)
+    if window is None and kinds and kinds[layer] == "sliding_attention":
+        raise ModelFailure(f"{type(module).__name__} does not tell its attention function the sliding window of layer {layer}")

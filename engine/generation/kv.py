@@ -13,8 +13,8 @@ from engine.generation.slots import Move
 class KvGrid:
     """Every tensor: (rows, columns, kv_heads, head_dim), so that a token's K/V are one contiguous line to write."""
 
-    def __init__(self, rows: int, columns: int) -> None:
-        self.shape = (rows, columns)
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 

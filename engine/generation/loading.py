@@ -1,26 +1,22 @@
-"""Turns a model's source into a `Generator`: configuration, support check, weights, tokenizer, proof, memory budget.
-
-The proof is a probe: a few tokens go through the packed path, in pieces and side by side, and must give the logits of
-the model's own forward pass. A model whose code does anything that the packed path does not know fails here, with a
-sentence, and not in a user's answers.
-"""
+"""Turns a model's source into a `Generator`: configuration, support check, tokenizer, weights, proof, memory budget."""
 
 import logging
-import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
-from transformers.utils import cached_file
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.utils import cached_file, is_accelerate_available
 
 from core.errors import MillraceError, ModelFailure
 from core.prompts import PromptCodec
 from engine.generation import attention
 from engine.generation.generator import Generator, ModelFacts
 from engine.generation.kv import KvGrid
+from engine.generation.memory import kv_budget_bytes
 from engine.generation.probe import probe
 from engine.generation.runner import Runner
 from engine.generation.scheduler import Scheduler
@@ -31,15 +27,13 @@ logger = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_KV_FRACTION_CUDA = 0.8  # of what is free once the weights are there; the rest is for activations
-_KV_FRACTION_CPU = 0.25  # of what is free; a laptop has other work to do
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """dtype: `auto` or a key of torch's. kv_bytes: K/V memory of one model; 0 takes a part of what is free.
+    """dtype: `auto` or a name of torch's. kv_bytes: K/V memory of one model; 0 takes a part of what is free.
 
-    num_models: how many models share the device, for the same purpose.
+    num_models: how many models share the device, and so what is free.
     """
 
     device: str
@@ -50,58 +44,109 @@ class LoadOptions:
     kv_bytes: int = 0
     num_models: int = 1
 
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device("cuda:0" if self.device == "cuda" else self.device)
+
 
 def load_generator(name: str, source: str, options: LoadOptions) -> Generator:
     """Raises ModelFailure, or ConfigurationError where the tokenizer is missing."""
     started = time.monotonic()
-    device = torch.device("cuda:0" if options.device == "cuda" else options.device)
-    config = _load_config(name, source)
+    path = _path(name, source)
+    config = _translated(name, source, lambda: AutoConfig.from_pretrained(path))
     check_support(name, config)
-    codec = PromptCodec.load(_tokenizer_directory(name, source))
-    model = _load_model(name, source, config, _dtype(options, config), device)
-    generator = build_generator(name, model, codec, device, options)
-    logger.info("%s is ready after %.1f s: %s", name, time.monotonic() - started, _describe(generator))
+    codec = PromptCodec.load(_tokenizer_directory(name, path))
+    model = _translated(name, source, lambda: _load_model(path, config, options))
+    generator = build_generator(name, model, codec, options)
+    logger.info(
+        "%s is ready after %.1f s: %s, %.0f MB of weights, context of %d tokens",
+        name, time.monotonic() - started, model.dtype, generator.weight_bytes / 1e6, generator.context_tokens,
+    )  # fmt: skip
     return generator
 
 
-def build_generator(
-    name: str, model: Any, codec: PromptCodec, device: torch.device, options: LoadOptions
-) -> Generator:
+def build_generator(name: str, model: Any, codec: PromptCodec, options: LoadOptions) -> Generator:
     """From a model in memory. Raises ModelFailure where the probe finds another result than the model's own."""
     attention.register()
-    grid = KvGrid(2, SMALLEST_WIDTH)
-    runner = Runner(model, grid, device)
-    probe(name, model, runner, grid, device)
-    weight_bytes = model.get_memory_footprint()
-    pool = _pool(name, model.config, grid.bytes_per_token, device, options)
+    grid = KvGrid((2, SMALLEST_WIDTH))
+    runner = Runner(model, grid, options.torch_device)
+    probe(name, model, runner, grid)
+    pool = _pool(name, model.config, grid.bytes_per_token, options)
     grid.drop()
     facts = ModelFacts(
         name=name,
-        context_tokens=min(pool.budget_tokens, _context_tokens(model.config, options)),
+        context_tokens=pool.context_tokens,
         vocabulary_size=model.get_input_embeddings().weight.shape[0],
         end_ids=_end_ids(model),
-        weight_bytes=weight_bytes,
+        weight_bytes=model.get_memory_footprint(),
     )
     return Generator(runner, codec, facts, Scheduler(pool, options.prefill_tokens), pool)
 
 
-def _load_config(name: str, source: str) -> PretrainedConfig:
-    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
+def _path(name: str, source: str) -> str:
+    """A directory as it is, expanded; anything else is a name on the Hub."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return str(path)
+    if source.startswith(("/", ".", "~")):
         raise ModelFailure(f"{name}: expected a model directory at {source}, found none")
-    return _translated(name, source, lambda: AutoConfig.from_pretrained(_path(source)))
+    return source
 
 
-def _load_model(name: str, source: str, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> Any:
-    def load() -> Any:
-        return AutoModelForCausalLM.from_pretrained(_path(source), config=config, dtype=dtype).to(device).eval()
+def _load_model(path: str, config: PretrainedConfig, options: LoadOptions) -> Any:
+    placement = {"device_map": options.torch_device} if is_accelerate_available() else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        path, config=config, dtype=_dtype(config, options), attn_implementation="eager", **placement
+    )
+    return (model if placement else model.to(options.torch_device)).eval()
 
-    return _translated(name, source, load)
+
+def _dtype(config: PretrainedConfig, options: LoadOptions) -> torch.dtype:
+    """`auto` is what the weights were saved in, but for float32 on a GPU and float16 on a CPU, which are slow there."""
+    if options.dtype != "auto":
+        return _DTYPES[options.dtype]
+    saved = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    saved = getattr(torch, saved) if isinstance(saved, str) else saved
+    slow = torch.float32 if options.device == "cuda" else torch.float16
+    return torch.bfloat16 if saved == slow else saved
 
 
-def _translated[T](name: str, source: str, load: Any) -> Any:
+def _tokenizer_directory(name: str, path: str) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
+    found = [
+        _translated(name, path, lambda file=file: cached_file(path, file, _raise_exceptions_for_missing_entries=False))
+        for file in _TOKENIZER_FILES
+    ]
+    if found[0] is None:
+        raise ModelFailure(f"{name}: expected {path} to have a tokenizer.json, found none")
+    return Path(found[0]).parent
+
+
+def _pool(name: str, config: PretrainedConfig, bytes_per_token: int, options: LoadOptions) -> SlotPool:
+    bound = context_bound(config)
+    wanted = options.max_context_tokens if bound is None else min(bound, options.max_context_tokens)
+    budget_bytes = options.kv_bytes or kv_budget_bytes(options.torch_device, options.num_models)
+    budget_tokens = min(budget_bytes // bytes_per_token, options.num_slots * max(wanted, SMALLEST_WIDTH))
+    if budget_tokens < 1:
+        raise ModelFailure(f"{name}: {budget_bytes} bytes for K/V do not hold one token of {bytes_per_token} bytes")
+    if budget_tokens < wanted:
+        logger.warning("%s: memory for K/V ends at %d tokens, so the context is that and not %d", name, budget_tokens, wanted)
+    return SlotPool(options.num_slots, budget_tokens, min(wanted, budget_tokens))
+
+
+def _end_ids(model: Any) -> frozenset[int]:
+    ends = model.generation_config.eos_token_id if model.can_generate() else None
+    ends = model.config.get_text_config().eos_token_id if ends is None else ends
+    if ends is None:
+        return frozenset()
+    return frozenset([ends] if isinstance(ends, int) else ends)
+
+
+def _translated(name: str, source: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except MillraceError:
         raise
-    except Exception as error:  # loading a stranger's files raises anything
+    except Exception as error:  # loading somebody's files raises anything
         raise ModelFailure(f"{name} cannot be loaded from {source}: {type(error).__name__}: {error}") from error

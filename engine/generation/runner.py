@@ -20,7 +20,7 @@ class Runner:
     def __init__(self, model: nn.Module, grid: KvGrid, device: torch.device) -> None:
         self._model = model
         self._grid = grid
-        self._device = device
+        self.device = device
         self._selects_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
@@ -33,7 +33,7 @@ class Runner:
     @torch.inference_mode()
     def run(self, pieces: list[Piece]) -> list[Sampled]:
         """A token, or why there is none, for every piece that is its sequence's last. May be repeated."""
-        packed = pack(pieces, self._grid, self._device)
+        packed = pack(pieces, self._grid, self.device)
         logits = self.forward(packed)
         if not packed.samples:
             return []
@@ -60,13 +60,13 @@ class Runner:
     def is_device_alive(self) -> bool:
         """False after an error that poisons the whole CUDA context, from which only a new process recovers."""
         try:
-            return bool((torch.zeros(1, device=self._device) + 1).item() == 1)
+            return bool((torch.zeros(1, device=self.device) + 1).item() == 1)
         except RuntimeError:
             return False
 
     def close(self) -> None:
         del self._model, self._grid
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
 

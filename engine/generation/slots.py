@@ -26,7 +26,7 @@ class SlotPool:
             raise ValueError(f"a context of {context_tokens} tokens does not fit into a budget of {budget_tokens}")
         self.num_slots = num_slots
         self.budget_tokens = budget_tokens
-        self._context_tokens = context_tokens
+        self.context_tokens = context_tokens
         self._free = list(range(num_slots))  # a heap
         self._taken: set[int] = set()
 
@@ -39,7 +39,7 @@ class SlotPool:
         width = SMALLEST_WIDTH
         while width < num_tokens:
             width *= 2
-        return min(width, self._context_tokens)
+        return min(width, self.context_tokens)
 
     def can_hold(self, num_rows: int, num_tokens: int) -> bool:
         """Whether `num_rows` sequences, the longest of `num_tokens`, fit at the same time."""

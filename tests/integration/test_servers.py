@@ -76,7 +76,7 @@ def test_every_library_takes_the_urls(instance: Instance) -> None:
             client.set("key", "value")
             by_redis = client.get("key")
         kombu = Connection(broker_url(broker))  # type: ignore[no-untyped-call]
-        with kombu, kombu.SimpleQueue("letters") as queue:
+        with kombu, kombu.SimpleQueue("letters") as queue:  # type: ignore[no-untyped-call]
             queue.put({"n": 1})
             by_kombu = queue.get(timeout=5)
             by_kombu.ack()

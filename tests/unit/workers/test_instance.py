@@ -57,7 +57,7 @@ def test_a_directory_that_exists_keeps_its_mode(tmp_path: Path) -> None:
 
 def test_a_data_directory_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationError, match="cannot make the directory .*--data-dir"):
+    with pytest.raises(ConfigurationError, match=r"cannot make the directory .*--data-dir"):
         instance_in(tmp_path / "file").prepare()
 
 

@@ -1,6 +1,7 @@
 """The supervisor with real processes: small ones, `python -c` or a shell builtin."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from core.errors import ConfigurationError, Interrupted, Unavailable
 from core.lifeline import INSTANCE_VARIABLE, PARENT_VARIABLE
+from core.settings import Settings
 from workers.instance import Instance, end_leftovers, find_processes
 from workers.part import Backoff, Part
 from workers.supervisor import Supervisor
@@ -22,12 +24,23 @@ STUBBORN = (
     "pathlib.Path({path!r}).touch();\nwhile True: signal.pause()"
 )
 
+INNER_SUPERVISOR = """
+import sys
+from core.settings import Settings
+from workers.instance import Instance
+from workers.supervisor import Part, Supervisor
+
+supervisor = Supervisor(Instance.of(Settings(data_dir=sys.argv[1])), print)
+supervisor.launch([Part(name="orphan", argv=(sys.executable, "-S", "-c", sys.argv[2]))])
+supervisor.run()
+"""
+
 
 class Stage:
     """A supervisor on a temporary instance, and the lines it said."""
 
     def __init__(self, tmp_path: Path) -> None:
-        self.instance = Instance(tmp_path / "data", tmp_path / f"run-{os.getpid()}-{tmp_path.name}")
+        self.instance = Instance.of(Settings(data_dir=str(tmp_path / "data")))
         self.instance.prepare()
         self.lines: list[str] = []
         self.supervisor = Supervisor(self.instance, self.lines.append, backoff=Backoff(base_seconds=0.01))
@@ -49,6 +62,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     stage.supervisor.request_stop()
     stage.supervisor.request_stop()
     stage.supervisor.stop_all()
+    shutil.rmtree(stage.instance.run_path)
 
 
 def python(name: str, code: str, **kwargs: object) -> Part:
@@ -241,17 +255,12 @@ def test_a_child_has_a_session_an_empty_directory_and_the_marks_of_its_instance(
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells a child of its parent's death on Linux alone")
 def test_children_end_when_their_supervisor_is_killed(stage: Stage) -> None:
     # Given
-    code = (
-        "import sys; from pathlib import Path; from workers.instance import Instance; from workers.part import Part;"
-        "from workers.supervisor import Supervisor; supervisor = Supervisor(Instance(Path({data!r}), Path({run!r})), print);"
-        "supervisor.launch([Part(name='orphan', argv=(sys.executable, '-c', {forever!r}))]); supervisor.run()"
-    ).format(data=str(stage.instance.data_path), run=str(stage.instance.run_path), forever=FOREVER)
-    stage.supervisor.launch([Part(name="inner", argv=(sys.executable, "-P", "-c", code))])
-    stage.wait_until(lambda: len(find_processes(stage.instance.identity)) == 2)
+    argv = (sys.executable, "-P", "-c", INNER_SUPERVISOR, str(stage.instance.data_path), FOREVER)
+    stage.supervisor.launch([Part(name="inner", argv=argv)])
+    stage.wait_until(lambda: "ok  orphan" in stage.instance.log_path("inner").read_text())
     inner, orphan = sorted(find_processes(stage.instance.identity), key=lambda process: process.create_time())
 
     # When
-    stage.wait_until(lambda: "FOREVER" or orphan.cmdline())
     inner.kill()
 
     # Then

@@ -1,0 +1,53 @@
+"""Composition root of the API: builds what the routes need from settings and puts the routes together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from redis.asyncio import Redis as AsyncRedis
+
+from api import batches, completions, errors, files, health, jobs, models
+from api.context import Context
+from api.limits import BodyLimit
+from core.errors import ConfigurationError
+from core.redis_url import client_url
+from core.settings import Settings
+from db.connection import Database
+from db.files import open_file_store
+from tasks.factory import DEFAULT_BROKER_URL, create_app
+from tasks.messages import Messages
+
+DATABASE_CONNECTIONS = 16
+
+
+def build_context(settings: Settings) -> Context:
+    """Raises ConfigurationError without a database."""
+    if settings.database_url is None:
+        raise ConfigurationError("MILLRACE_DATABASE_URL: expected postgresql://…; `millrace up` brings its own")
+    database = Database(settings.database_url, pool_size=DATABASE_CONNECTIONS)
+    redis: AsyncRedis = AsyncRedis.from_url(client_url(settings.redis_url or DEFAULT_BROKER_URL), socket_timeout=10)
+    messages = Messages(create_app(settings))
+    return Context(settings, database, open_file_store(settings.file_store, database), redis, messages)
+
+
+def create_api(settings: Settings) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        context = build_context(settings)
+        app.state.context = context
+        yield
+        await context.redis.aclose()
+        context.database.close()
+
+    app = FastAPI(
+        title="Millrace",
+        version=version("millrace"),
+        summary="LLM jobs on your own GPUs: OpenAI-compatible batches and completions.",
+        lifespan=lifespan,
+    )
+    for module in (files, batches, models, completions, jobs, health):
+        app.include_router(module.router)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_file_bytes)
+    errors.install(app)
+    return app

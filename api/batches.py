@@ -1,0 +1,187 @@
+"""`/v1/batches`: create, list, show, cancel."""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.context import Context, Ctx, Tenant
+from core.completion import ENDPOINTS
+from core.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from core.job import TERMINAL_JOB_STATES, JobState
+from db import files, jobs
+from db.jobs import NewBatch, Progress
+from db.tables import JobRow
+
+router = APIRouter(prefix="/v1/batches", tags=["batches"])
+
+MAX_WINDOW = timedelta(days=7)
+_WINDOW = re.compile(r"([1-9]\d{0,4})(h|m)")
+_STAMPS = (
+    "in_progress_at",
+    "expires_at",
+    "finalizing_at",
+    "completed_at",
+    "failed_at",
+    "expired_at",
+    "cancelling_at",
+    "cancelled_at",
+)
+
+
+class CreateBatch(BaseModel):
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "example": {"input_file_id": "file-…", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        },
+    )
+
+    input_file_id: str
+    endpoint: str
+    completion_window: str = "24h"
+    metadata: Annotated[dict[str, str] | None, Field(max_length=16)] = None
+
+
+@router.post("", summary="Create a batch from an uploaded file")
+def create_batch(context: Ctx, tenant: Tenant, body: CreateBatch) -> dict[str, Any]:
+    if body.endpoint not in ENDPOINTS:
+        raise InvalidRequest(f"expected an endpoint of {', '.join(ENDPOINTS)}, got {body.endpoint!r}", param="endpoint")
+    batch = NewBatch(
+        endpoint=body.endpoint,
+        input_file_id=body.input_file_id,
+        completion_window=body.completion_window,
+        expires_after=parse_window(body.completion_window),
+        user_metadata=dict(body.metadata) if body.metadata is not None else None,
+        tenant=tenant,
+    )
+    with context.database.begin() as session:
+        _check_input_file(files.find(session, body.input_file_id, tenant=tenant).purpose)
+        job = jobs.create_batch(session, batch)
+    _send_quietly(context, job.public_id)
+    return batch_object(job, None)
+
+
+def _check_input_file(purpose: str) -> None:
+    if purpose != "batch":
+        raise InvalidRequest(
+            f"expected a file uploaded with purpose `batch`, got one with {purpose!r}", param="input_file_id"
+        )
+
+
+def _send_quietly(context: Context, job: str) -> None:
+    """The batch is committed: a broker that is away delays its validation, but does not refuse it."""
+    try:
+        context.messages.validate_batch(job)
+    except Unavailable:
+        return
+
+
+def parse_window(text: str) -> timedelta:
+    """`24h` as OpenAI has it, or other hours and minutes. Raises InvalidRequest."""
+    match = _WINDOW.fullmatch(text)
+    window = timedelta(**{"hours" if match[2] == "h" else "minutes": int(match[1])}) if match else None
+    if window is None or window > MAX_WINDOW:
+        raise InvalidRequest(
+            f"expected a completion_window such as `24h` (minutes to 7 days), got {text!r}", param="completion_window"
+        )
+    return window
+
+
+@router.get("", summary="List batches, newest first")
+def list_batches(
+    context: Ctx, tenant: Tenant, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> dict[str, Any]:
+    with context.database.begin() as session:
+        rows = jobs.list_batches(session, tenant=tenant, after=after, limit=limit + 1)
+        page = rows[:limit]
+        progress = jobs.progress(session, _running(page))
+    data = [batch_object(row, progress.get(row.id)) for row in page]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": len(rows) > limit,
+    }
+
+
+@router.get("/{batch_id}", summary="Show a batch")
+def get_batch(context: Ctx, tenant: Tenant, batch_id: str) -> dict[str, Any]:
+    with context.database.begin() as session:
+        job = _find(session, batch_id, tenant)
+        return batch_object(job, jobs.progress(session, _running([job])).get(job.id))
+
+
+@router.post("/{batch_id}/cancel", summary="Cancel a batch; finished rows are kept")
+def cancel_batch(context: Ctx, tenant: Tenant, batch_id: str) -> dict[str, Any]:
+    with context.database.begin() as session:
+        job = _find(session, batch_id, tenant)
+        if JobState(job.state) in TERMINAL_JOB_STATES:
+            raise Conflict(f"expected a batch that has not ended, got one that is {job.state}")
+        jobs.stop(session, job, JobState.CANCELLED)
+        session.refresh(job)
+        progress = jobs.progress(session, [job.id]).get(job.id)
+    if progress is None or not progress.num_busy_chunks:
+        _finalize_quietly(context, job.public_id)
+    return batch_object(job, progress)
+
+
+def _finalize_quietly(context: Context, job: str) -> None:
+    """The reconciler sends it too, should the broker be away."""
+    try:
+        context.messages.finalize_job(job)
+    except Unavailable:
+        return
+
+
+def _find(session: Any, batch_id: str, tenant: str) -> JobRow:
+    job = jobs.find(session, batch_id, tenant=tenant)
+    if job.input_file_id is None:
+        raise NotFound(f"no batch with id {batch_id!r}", param="id")
+    return job
+
+
+def _running(rows: Sequence[JobRow]) -> list[int]:
+    """Jobs whose counters are still in their chunks."""
+    return [row.id for row in rows if JobState(row.state) not in TERMINAL_JOB_STATES]
+
+
+def batch_object(job: JobRow, progress: Progress | None) -> dict[str, Any]:
+    """OpenAI's batch object."""
+    counts = progress or job
+    usage = {
+        "input_tokens": counts.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": counts.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": counts.prompt_tokens + counts.completion_tokens,
+    }
+    return {
+        "id": job.public_id,
+        "object": "batch",
+        "endpoint": job.endpoint,
+        "model": job.model,
+        "errors": job.errors,
+        "input_file_id": job.input_file_id,
+        "completion_window": job.completion_window,
+        "status": job.state,
+        "output_file_id": job.output_file_id,
+        "error_file_id": job.error_file_id,
+        "created_at": _seconds(job.created_at),
+        **{name: _seconds(getattr(job, name)) for name in _STAMPS},
+        "request_counts": {
+            "total": job.num_requests,
+            "completed": counts.num_completed,
+            "failed": counts.num_failed,
+        },
+        "usage": usage,
+        "metadata": job.user_metadata,
+    }
+
+
+def _seconds(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())

@@ -1,0 +1,117 @@
+"""`/v1/chat/completions` and `/v1/completions`: a job of one request, whose answer is waited for.
+
+The request is committed before it is sent, so it is run like any other; a Redis stream wakes the waiter, who reads the
+answer from PostgreSQL. Whoever leaves, or waits too long, cancels.
+"""
+
+import logging
+from datetime import timedelta
+
+from anyio import current_time, sleep
+from fastapi import APIRouter, Request, Response
+from redis.exceptions import RedisError
+from starlette.concurrency import run_in_threadpool
+
+from api.context import Context, Ctx, Tenant
+from api.errors import error_response
+from core.completion import CHAT_ENDPOINT, TEXT_ENDPOINT, parse_body
+from core.errors import Interrupted, NotFound
+from core.job import JobState, ServiceClass
+from db import jobs, models, results
+from db.jobs import NewOnlineRequest
+from db.tables import JobRow, OutcomeRow
+from tasks.relay import answer_stream
+
+logger = logging.getLogger(__name__)
+router = APIRouter(tags=["completions"])
+
+LOOK_SECONDS = 1.0
+CLIENT_CLOSED_REQUEST = 499
+
+_EXAMPLE = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "required": ["model"]},
+                "example": {"model": "millrace/tiny", "messages": [{"role": "user", "content": "What is a list?"}]},
+            }
+        },
+    }
+}
+
+
+@router.post(CHAT_ENDPOINT, summary="Answer a conversation", openapi_extra=_EXAMPLE)
+async def create_chat_completion(context: Ctx, tenant: Tenant, request: Request) -> Response:
+    return await _answer(context, tenant, request, CHAT_ENDPOINT)
+
+
+@router.post(TEXT_ENDPOINT, summary="Continue a text", openapi_extra=_EXAMPLE)
+async def create_completion(context: Ctx, tenant: Tenant, request: Request) -> Response:
+    return await _answer(context, tenant, request, TEXT_ENDPOINT)
+
+
+async def _answer(context: Context, tenant: str, request: Request, endpoint: str) -> Response:
+    body = await request.body()
+    job = await run_in_threadpool(_submit, context, tenant, endpoint, body)
+    try:
+        outcome = await _wait(context, request, job)
+    except BaseException:
+        await run_in_threadpool(_cancel, context, job)
+        raise
+    if outcome is None:
+        await run_in_threadpool(_cancel, context, job)
+        return error_response(CLIENT_CLOSED_REQUEST, "client_closed_request", "the client closed the connection")
+    return Response(outcome.body, status_code=outcome.status_code or 500, media_type="application/json")
+
+
+def _submit(context: Context, tenant: str, endpoint: str, body: bytes) -> JobRow:
+    parsed = parse_body(endpoint, body)
+    lifetime = timedelta(seconds=context.settings.online_timeout_seconds)
+    online = NewOnlineRequest(
+        endpoint=endpoint, model=parsed.model, body=body.decode(), expires_after=lifetime, tenant=tenant
+    )
+    with context.database.begin() as session:
+        if not models.is_served(session, parsed.model):
+            raise NotFound(
+                f"model {parsed.model!r} is not served here; GET /v1/models lists those that are",
+                param="model",
+                code="model_not_found",
+            )
+        job = jobs.create_online(session, online)
+    context.messages.wake_up(ServiceClass.ONLINE, parsed.model, f"{job.public_id}#0")
+    return job
+
+
+async def _wait(context: Context, request: Request, job: JobRow) -> OutcomeRow | None:
+    """The outcome, or None when the client has gone. Raises Interrupted when it takes too long."""
+    deadline = current_time() + context.settings.online_timeout_seconds
+    while current_time() < deadline:
+        await _sleep_until_told(context, job)
+        outcome = await run_in_threadpool(_read, context, job)
+        if outcome is not None:
+            return outcome
+        if await request.is_disconnected():
+            return None
+    raise Interrupted(
+        f"no answer within {context.settings.online_timeout_seconds:.0f} s; the request was cancelled. "
+        "Try again, or submit it as a batch"
+    )
+
+
+async def _sleep_until_told(context: Context, job: JobRow) -> None:
+    try:
+        await context.redis.xread({answer_stream(job.public_id): "0"}, count=1, block=int(LOOK_SECONDS * 1000))
+    except RedisError as error:
+        logger.warning("job %s: waiting without Redis: %s", job.public_id, error)
+        await sleep(LOOK_SECONDS)
+
+
+def _read(context: Context, job: JobRow) -> OutcomeRow | None:
+    with context.database.begin() as session:
+        return results.online_outcome(session, job.id)
+
+
+def _cancel(context: Context, job: JobRow) -> None:
+    with context.database.begin() as session:
+        jobs.stop(session, job, JobState.CANCELLED)

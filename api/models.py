@@ -1,0 +1,37 @@
+"""`/v1/models`: the models that some engine serves."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from api.context import Ctx, Tenant
+from core.errors import NotFound
+from db import models
+from db.tables import ModelRow
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("", summary="List the models that are served")
+def list_models(context: Ctx, tenant: Tenant) -> dict[str, Any]:
+    with context.database.begin() as session:
+        rows = models.list_served(session)
+    return {"object": "list", "data": [model_object(row) for row in rows]}
+
+
+@router.get("/{name:path}", summary="Show a model")
+def get_model(context: Ctx, tenant: Tenant, name: str) -> dict[str, Any]:
+    with context.database.begin() as session:
+        for row in models.list_served(session):
+            if row.name == name:
+                return model_object(row)
+    raise NotFound(f"model {name!r} is not served here; GET /v1/models lists those that are", code="model_not_found")
+
+
+def model_object(row: ModelRow) -> dict[str, Any]:
+    return {
+        "id": row.name,
+        "object": "model",
+        "created": int(row.created_at.timestamp()),
+        "owned_by": "millrace",
+    }
