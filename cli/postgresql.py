@@ -155,10 +155,10 @@ def shared_buffers(memory_bytes: int) -> str:
 
 def _usable_binaries(account: Account | None, say: Callable[[str], None]) -> tuple[Path, str]:
     binaries = installed_binaries()
-    version = _version(binaries, account)
+    version = binary_version(binaries, account)
     if version is None and account is not None:
         binaries = _copy_installation(binaries, say)
-        version = _version(binaries, account)
+        version = binary_version(binaries, account)
     if version is None:
         raise ConfigurationError(
             f"cannot run {binaries / 'postgres'}{f' as {account.name}' if account else ''}: is the directory mounted "
@@ -167,7 +167,7 @@ def _usable_binaries(account: Account | None, say: Callable[[str], None]) -> tup
     return binaries, version
 
 
-def _version(binaries: Path, account: Account | None) -> str | None:
+def binary_version(binaries: Path, account: Account | None) -> str | None:
     """None when the account cannot run the binaries."""
     try:
         answer = _run([str(binaries / "postgres"), "--version"], account)

@@ -48,7 +48,7 @@ def valkey_part(instance: Instance) -> Part:
         cwd=_data_path(instance),
         prepare=lambda: _prepare(instance),
         ready=lambda: answers_ping(url),
-        note=f"{_version(binary)}, unix socket",
+        note=f"{binary_version(binary)}, unix socket",
     )
 
 
@@ -97,7 +97,7 @@ def _data_path(instance: Instance) -> Path:
     return instance.data_path / NAME
 
 
-def _version(binary: Path) -> str:
+def binary_version(binary: Path) -> str:
     answer = subprocess.run([str(binary), "--version"], capture_output=True, text=True, check=False)
     found = re.search(r"v=(\S+)", answer.stdout)
     if answer.returncode != 0 or found is None:

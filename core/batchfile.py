@@ -4,7 +4,7 @@ A file is refused whole on the first bad set of lines; up to `MAX_LINE_ERRORS` a
 Memory is that of one line plus the custom_ids seen.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -54,12 +54,11 @@ _decoder = msgspec.json.Decoder(_Line)
 
 @dataclass(slots=True)
 class BatchReader:
-    """Turns lines into rows. `is_known_model` is asked once per name; `model` is the file's one model after the first
-    row."""
+    """Turns lines into rows; `model` is the file's one model after the first row."""
 
     endpoint: str
     max_rows: int
-    is_known_model: Callable[[str], bool]
+    known_models: Collection[str]
     model: str | None = None
     _seen: set[str] = field(default_factory=set)
     _errors: list[LineError] = field(default_factory=list)
@@ -128,7 +127,7 @@ class BatchReader:
     def _check_body(self, body: bytes) -> str:
         model = parse_body(self.endpoint, body).model
         if self.model is None:
-            if not self.is_known_model(model):
+            if model not in self.known_models:
                 raise InvalidRequest(
                     f"model {model!r} is not served here; GET /v1/models lists those that are",
                     param="body.model",

@@ -57,7 +57,7 @@ class _ChatBody(_Body, kw_only=True):
 
 
 class _TextBody(_Body, kw_only=True):
-    prompt: str | list[int] | list[str]
+    prompt: str | list[str | int]
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
@@ -167,8 +167,9 @@ def _from_text(body: _TextBody) -> CompletionRequest:
         return CompletionRequest(body.model, sampling, text=prompt)
     if len(prompt) == 1 and isinstance(prompt[0], str):
         return CompletionRequest(body.model, sampling, text=prompt[0])
-    if prompt and isinstance(prompt[0], int):
-        return CompletionRequest(body.model, sampling, token_ids=[token for token in prompt if isinstance(token, int)])
+    token_ids = [token for token in prompt if isinstance(token, int)]
+    if token_ids and len(token_ids) == len(prompt):
+        return CompletionRequest(body.model, sampling, token_ids=token_ids)
     raise Unsupported(
         "expected one prompt (a text or a list of token ids); send one request per prompt", param="prompt"
     )

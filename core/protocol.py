@@ -17,6 +17,8 @@ CLIENT_SILENCE_SECONDS = 15.0
 
 MODEL_LOADING = "loading"
 MODEL_READY = "ready"
+MODEL_UNLOADED = "unloaded"
+MODEL_FAILED = "failed"
 
 BULK_PRIORITY = 0
 ONLINE_PRIORITY = 10
@@ -116,8 +118,9 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """code: one of core.errors (`invalid_request`, `context_length_exceeded`, `model_failure`, `overloaded`),
-    `cancelled`, `model_not_found` or `model_unloaded`. is_retryable: another try later may succeed."""
+    """code: one of core.errors (`invalid_request`, `context_length_exceeded`, `model_failure`, `overloaded`,
+    `interrupted` by the engine's own end), `cancelled`, `model_not_found` or `model_unloaded`.
+    is_retryable: another try later may succeed."""
 
     id: str
     code: str
@@ -126,12 +129,16 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
-    """state: `loading` or `ready`. context_tokens: prompt and answer together."""
+    """state: `loading`, `ready`, `unloaded` (loads at its first request) or `failed` (tries again later; `error` says why).
+
+    context_tokens: prompt and answer together.
+    """
 
     name: str
     state: str
     context_tokens: int = 0
     weight_bytes: int = 0
+    error: str = ""
 
 
 class EngineStats(msgspec.Struct, frozen=True):

@@ -98,7 +98,8 @@ UPDATE chunks SET state = 'running', owner = :owner, attempt = attempt + 1,
 FROM best, jobs
 WHERE chunks.id = best.id AND jobs.id = chunks.job_id
 RETURNING chunks.id AS chunk_id, chunks.owner, chunks.attempt, chunks.job_id, jobs.public_id AS job_public_id,
-    chunks.index AS chunk_index, chunks.first_request, chunks.num_requests, chunks.model, jobs.endpoint, chunks.num_crashes
+    chunks.index AS chunk_index, chunks.first_request, chunks.num_requests, chunks.model, jobs.endpoint,
+    chunks.num_crashes
 """)
 
 _UNFINISHED = text("""
@@ -109,18 +110,18 @@ ORDER BY r.index
 """)
 
 _FENCE = text("""
-UPDATE chunks SET
-    num_completed = num_completed + :num_completed,
-    num_failed = num_failed + :num_failed,
-    prompt_tokens = prompt_tokens + :prompt_tokens,
-    completion_tokens = completion_tokens + :completion_tokens,
-    state = CASE WHEN num_completed + num_failed + :num_completed + :num_failed >= num_requests
-        THEN 'done' ELSE state END,
+UPDATE chunks AS c SET
+    num_completed = c.num_completed + :num_completed,
+    num_failed = c.num_failed + :num_failed,
+    prompt_tokens = c.prompt_tokens + :prompt_tokens,
+    completion_tokens = c.completion_tokens + :completion_tokens,
+    state = CASE WHEN c.num_completed + c.num_failed + :num_completed + :num_failed >= c.num_requests
+        THEN 'done' ELSE c.state END,
     lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
 FROM jobs
-WHERE chunks.id = :chunk_id AND chunks.owner = :owner AND chunks.attempt = :attempt AND chunks.state = 'running'
-  AND jobs.id = chunks.job_id
-RETURNING chunks.state, jobs.state = 'cancelling' OR jobs.ending IS NOT NULL
+WHERE c.id = :chunk_id AND c.owner = :owner AND c.attempt = :attempt AND c.state = 'running'
+  AND jobs.id = c.job_id
+RETURNING c.state, jobs.state = 'cancelling' OR jobs.ending IS NOT NULL
 """)
 
 _APPEND = text("""
@@ -144,13 +145,13 @@ WHERE id = :chunk_id RETURNING state
 """)
 
 _HAND_BACK = text("""
-UPDATE chunks SET owner = NULL, lease_until = NULL, num_crashes = num_crashes + :num_crashes,
-    num_handed_back = num_handed_back + :num_handed_back,
+UPDATE chunks AS c SET owner = NULL, lease_until = NULL, num_crashes = c.num_crashes + :num_crashes,
+    num_handed_back = c.num_handed_back + :num_handed_back,
     state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END
 FROM jobs
-WHERE chunks.id = :chunk_id AND chunks.owner = :owner AND chunks.attempt = :attempt AND chunks.state = 'running'
-  AND jobs.id = chunks.job_id
-RETURNING chunks.id
+WHERE c.id = :chunk_id AND c.owner = :owner AND c.attempt = :attempt AND c.state = 'running'
+  AND jobs.id = c.job_id
+RETURNING c.id
 """)
 
 _EXPIRE = text("""

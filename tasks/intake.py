@@ -47,7 +47,7 @@ def _accept(services: Services, session: Session, job: JobRow) -> None:
     reader = BatchReader(
         endpoint=job.endpoint or "",
         max_rows=services.settings.max_batch_rows,
-        is_known_model=lambda name: models.is_served(session, name),
+        known_models={row.name for row in models.list_served(session)},
     )
     assert job.input_file_id is not None
     lines = split_lines(services.files.read(job.input_file_id))

@@ -61,7 +61,15 @@ def tiny_model(kind: str, seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(seed)
     config = CONFIGS[kind]()
     config.update(changes)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")  # type: ignore[no-untyped-call]
+    return model.eval()
+
+
+def number_tokenizer() -> Tokenizer:
+    """Token n is the word `n`: what the model answered can be read off the text."""
+    tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(VOCABULARY)}, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    return tokenizer
 
 
 def tiny_tokenizer() -> Tokenizer:

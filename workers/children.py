@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -23,18 +24,28 @@ from workers.instance import Instance
 from workers.part import Part, safe_python_path
 
 MAX_LOG_BYTES = 16 * 1024 * 1024
+TAIL_BYTES = 16 * 1024
 OWN_ROOT = Path(__file__).resolve().parent.parent
-OWN_MODULES = ("alembic", "api", "cache", "cli", "core", "db", "engine", "planner", "analysis", "tasks", "workers")
+OWN_MODULES = ("api", "cache", "cli", "core", "db", "engine", "planner", "analysis", "tasks", "workers")
 
 _PR_SET_PDEATHSIG = 1
 
 
-def spawn(part: Part, instance: Instance) -> "subprocess.Popen[bytes]":
+@dataclass(frozen=True, slots=True)
+class Child:
+    """log_offset: where in its log this process began to write."""
+
+    process: "subprocess.Popen[bytes]"
+    log_offset: int
+
+
+def spawn(part: Part, instance: Instance) -> Child:
     """Start a part. Raises ConfigurationError when the program cannot be run."""
     account = part.account
     try:
         with open_log(instance.log_path(part.name)) as log:
-            return subprocess.Popen(
+            offset = log.tell()
+            process = subprocess.Popen(
                 list(part.argv),
                 env=child_environment(part.env, instance.identity, os.environ),
                 cwd=part.cwd or _empty_directory(instance.working_path(part.name)),
@@ -47,6 +58,7 @@ def spawn(part: Part, instance: Instance) -> "subprocess.Popen[bytes]":
                 extra_groups=[] if account else None,
                 preexec_fn=_before_exec(part),
             )
+            return Child(process, offset)
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigurationError(f"cannot start {part.name} ({part.argv[0]}): {error}") from error
 
@@ -72,10 +84,10 @@ def open_log(path: Path) -> IO[bytes]:
     return path.open("ab")
 
 
-def log_tail(path: Path, num_lines: int = 15) -> str:
-    """The last lines of a log, indented, for a message."""
+def log_tail(path: Path, offset: int = 0, num_lines: int = 15) -> str:
+    """The last lines of a log, indented, for a message. Nothing from before `offset`, where a start wrote first."""
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 16384))
+        file.seek(max(offset, path.stat().st_size - TAIL_BYTES))
         lines = file.read().decode(errors="replace").splitlines()[-num_lines:]
     return "\n".join(f"    {line}" for line in lines)
 

@@ -5,6 +5,7 @@ the processes that an earlier one left behind.
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import stat
 from collections.abc import Iterator
@@ -48,29 +49,47 @@ class Instance:
         if len(str(self.run_path)) > MAX_RUN_PATH_LENGTH:
             raise ConfigurationError(f"{self.run_path} is too long for Unix sockets: set TMPDIR to a shorter directory")
         make_directory(self.data_path, directory_mode())
+        check_writable(self.data_path)
         make_directory(self.log_path("").parent, 0o700)
         make_directory(self.working_path("").parent, 0o700)
         make_directory(self.run_path, directory_mode())
         _check_own(self.run_path)
-        check_writable(self.data_path)
+
+    def clear(self) -> None:
+        """Remove the directory of the sockets, after everything has stopped."""
+        if self.run_path.exists():
+            shutil.rmtree(self.run_path)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Raises Conflict, naming the process, while another instance holds the data directory."""
-        path = self.data_path / "lock"
-        with path.open("a+") as file:
+        """The right to run on the data directory, which is made for it. Raises Conflict, naming the process, while
+        another instance has it."""
+        make_directory(self.data_path, directory_mode())
+        check_writable(self.data_path)
+        with (self.data_path / "lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                file.seek(0)
                 raise Conflict(
-                    f"Millrace already runs on {self.data_path} (process {file.read().strip() or 'unknown'}): "
-                    "stop it first, or give this one another --data-dir"
+                    f"Millrace already runs on {self.data_path} (process {self.holder()}): stop it first, or give this "
+                    "one another --data-dir"
                 ) from error
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
             yield
+
+    def holder(self) -> str | None:
+        """The process id of the instance that runs on this data directory; None when there is none."""
+        path = self.data_path / "lock"
+        if not path.exists():
+            return None
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "unknown"
+        return None
 
 
 def directory_mode() -> int:

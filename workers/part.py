@@ -110,4 +110,7 @@ def _is_safe(entry: str, own_root: Path, modules: Sequence[str]) -> bool:
     path = Path(entry)
     if not path.is_absolute():
         return False
-    return path == own_root or not any((path / name).is_dir() or (path / f"{name}.py").exists() for name in modules)
+    # a directory without __init__.py shadows nothing
+    return path == own_root or not any(
+        (path / name / "__init__.py").exists() or (path / f"{name}.py").exists() for name in modules
+    )

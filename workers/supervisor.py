@@ -10,14 +10,14 @@ import enum
 import logging
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
 from core.errors import ConfigurationError, Interrupted, Unavailable
-from workers.children import describe_exit, kill_tree, log_tail, spawn
+from workers.children import Child, describe_exit, kill_tree, log_tail, spawn
 from workers.instance import Instance
 from workers.part import Account, Backoff, Part, check_order, stages
 
@@ -41,7 +41,7 @@ class _Watched:
     def __init__(self, part: Part) -> None:
         self.part = part
         self.phase = _Phase.WAITING
-        self.child: subprocess.Popen[bytes] | None = None
+        self.child: Child | None = None
         self.was_ready = False
         self.num_deaths = 0
         self.started_at = 0.0
@@ -66,6 +66,7 @@ class Supervisor:
         self._clock = clock
         self._chance = chance
         self._watched: dict[str, _Watched] = {}
+        self._launched: list[list[str]] = []  # groups that stop together, in the order in which they started
         self._num_stop_requests = 0
 
     @property
@@ -92,9 +93,11 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def launch(self, parts: Sequence[Part]) -> None:
-        """Add parts and start the ones that need not wait. Raises ConfigurationError when one cannot be started."""
+        """Add parts and start the ones that need not wait. All of them are stopped before any that was launched
+        earlier. Raises ConfigurationError when one cannot be started."""
         check_order([*(watched.part for watched in self._watched.values()), *parts])
         self._watched.update({part.name: _Watched(part) for part in parts})
+        self._launched += stages([replace(part, after=_within(part.after, parts)) for part in parts])
         self.tick()
 
     def wait_ready(self, *names: str, on_tick: Callable[[], None] | None = None) -> None:
@@ -126,7 +129,7 @@ class Supervisor:
     def stop_all(self) -> None:
         """End every part, last started first. Does nothing the second time."""
         self._num_stop_requests = max(1, self._num_stop_requests)
-        for names in reversed(stages([watched.part for watched in self._watched.values()])):
+        for names in reversed(self._launched):
             running = [self._watched[name] for name in names if _is_running(self._watched[name])]
             for watched in running:
                 self._say(f"  stopping {watched.part.name}")
@@ -155,8 +158,8 @@ class Supervisor:
             return
         watched.phase = _Phase.STARTING
 
-    def _look_at(self, watched: _Watched, child: "subprocess.Popen[bytes]") -> None:
-        status = child.poll()
+    def _look_at(self, watched: _Watched, child: Child) -> None:
+        status = child.process.poll()
         if watched.part.runs_once and (status == 0 or watched.phase is _Phase.READY):
             self._become_ready(watched)
         elif status is not None:
@@ -182,11 +185,11 @@ class Supervisor:
         watched.was_ready = True
         self._say(report_line("ok", watched.part.name, watched.part.note + again, self._up_seconds(watched)))
 
-    def _bury(self, watched: _Watched, child: "subprocess.Popen[bytes]", reason: str) -> None:
-        kill_tree(child)
+    def _bury(self, watched: _Watched, child: Child, reason: str) -> None:
+        kill_tree(child.process)
         watched.child = None
         watched.phase = _Phase.WAITING
-        tail = log_tail(self._instance.log_path(watched.part.name))
+        tail = log_tail(self._instance.log_path(watched.part.name), child.log_offset)
         if not watched.was_ready:
             raise Unavailable(f"{watched.part.name} {reason}. The end of {self._log_name(watched)}:\n{tail}")
         self._retry_later(watched, reason, tail)
@@ -205,11 +208,11 @@ class Supervisor:
         begin = self._clock()
         for watched in stopping:
             assert watched.child is not None
-            while watched.child.poll() is None and not self._is_out_of_patience(watched.part, begin):
+            while watched.child.process.poll() is None and not self._is_out_of_patience(watched.part, begin):
                 time.sleep(TICK_SECONDS)
-            if watched.child.poll() is None:
+            if watched.child.process.poll() is None:
                 self._say(f"  killing {watched.part.name}")
-            kill_tree(watched.child)
+            kill_tree(watched.child.process)
 
     def _is_out_of_patience(self, part: Part, begin: float) -> bool:
         return self._num_stop_requests > 1 or self._clock() - begin > part.grace_seconds
@@ -219,10 +222,14 @@ def report_line(word: str, name: str, note: str, seconds: float) -> str:
     return f"  {word:<4}{name:<16}{note:<40}{seconds:6.1f} s"
 
 
+def _within(names: Sequence[str], parts: Sequence[Part]) -> tuple[str, ...]:
+    return tuple(part.name for part in parts if part.name in names)
+
+
 def _is_running(watched: _Watched) -> bool:
-    return watched.child is not None and watched.child.poll() is None
+    return watched.child is not None and watched.child.process.poll() is None
 
 
 def _signal_child(watched: _Watched) -> None:
     assert watched.child is not None
-    watched.child.send_signal(watched.part.stop_signal)
+    watched.child.process.send_signal(watched.part.stop_signal)

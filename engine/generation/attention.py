@@ -41,7 +41,7 @@ def packed_attention(
     packed: Packed | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query: (1, heads, tokens, head_dim); key, value: (1, kv_heads, tokens, head_dim) -> (1, tokens, heads, value_dim)."""
+    """query: (1, heads, tokens, head_dim); key, value: (1, kv_heads, tokens, …). Returns (1, tokens, heads, value_dim)."""
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # every attention module of transformers has one
     _check(module, attention_mask, packed, kwargs)
     _check_window(module, layer, sliding_window)
@@ -72,7 +72,7 @@ class _Call:
         self._softcap = softcap
 
     def block(self) -> Tensor:
-        """(tokens of the block, heads, value_dim). The query heads of one KV head are its query rows: no K/V is copied."""
+        """(tokens of the block, heads, value_dim). Query heads that share a KV head become its query rows: no K/V copy."""
         block = self._packed.block
         assert block is not None
         query = self._query[:, : block.num_tokens].transpose(0, 1)
@@ -116,7 +116,9 @@ def _check(module: nn.Module, mask: Tensor | None, packed: Packed | None, kwargs
     """Raises ModelFailure; the probe at load time meets it first."""
     name = type(module).__name__
     if packed is None:
-        raise ModelFailure(f"{name} keeps keyword arguments from its attention function, so this engine cannot serve it")
+        raise ModelFailure(
+            f"{name} keeps keyword arguments from its attention function, so this engine cannot serve it"
+        )
     if mask is not None:
         raise ModelFailure(f"{name} brings an attention mask of its own, which this engine would have to ignore")
     unknown = [key for key in kwargs.keys() - _WITHOUT_EFFECT if kwargs[key] is not None]
@@ -127,4 +129,6 @@ def _check(module: nn.Module, mask: Tensor | None, packed: Packed | None, kwargs
 def _check_window(module: nn.Module, layer: int, window: int | None) -> None:
     kinds = getattr(getattr(module, "config", None), "layer_types", None)
     if window is None and kinds and kinds[layer] == "sliding_attention":
-        raise ModelFailure(f"{type(module).__name__} does not tell its attention function the sliding window of layer {layer}")
+        raise ModelFailure(
+            f"{type(module).__name__} does not tell its attention function the sliding window of layer {layer}"
+        )

@@ -178,14 +178,16 @@ class Generator:
     def _execute(self, step: Step) -> list[Sampled]:
         try:
             return self._runner.run(step.pieces)
-        except Exception as error:  # noqa: BLE001  # whatever a model raises must not end the loop for all
+        except Exception as error:  # whatever a model raises must not end the loop for all
             logger.warning("a step failed; its %d sequences run one by one", len(step.pieces), exc_info=error)
             return self._isolate(step.pieces)
 
     def _isolate(self, pieces: list[Piece]) -> list[Sampled]:
         results = [result for piece in pieces for result in self._run_alone(piece)]
         if all(isinstance(outcome, ModelFailure) for _, outcome in results) and not self._runner.is_device_alive():
-            raise DeviceLost(f"the device that runs {self._facts.name} answers nothing any more; the engine must restart")
+            raise DeviceLost(
+                f"the device that runs {self._facts.name} answers nothing any more; the engine must restart"
+            )
         return results
 
     def _run_alone(self, piece: Piece) -> list[Sampled]:
@@ -193,7 +195,9 @@ class Generator:
             return self._runner.run([piece])
         except Exception as error:  # noqa: BLE001  # reported to the one client that it concerns
             logger.warning("request %s fails: %r", piece.sequence.key[1], error)
-            return [(piece.sequence, ModelFailure(f"the model failed on this request: {type(error).__name__}: {error}"))]
+            return [
+                (piece.sequence, ModelFailure(f"the model failed on this request: {type(error).__name__}: {error}"))
+            ]
 
     def _advance(self, step: Step, sampled: list[Sampled]) -> list[Reply]:
         for piece in step.pieces:

@@ -38,7 +38,7 @@ class KvGrid:
             grid.flatten(0, 1).index_copy_(0, cells, new[0].transpose(0, 1))
 
     def resize(self, shape: tuple[int, int]) -> None:
-        """Keeps what both shapes hold. One tensor at a time, so that the old and the new grid never lie side by side."""
+        """Keeps what both shapes hold. Tensor by tensor, so that the old and the new grid never lie side by side."""
         if shape == self.shape:
             return
         rows, columns = min(shape[0], self.shape[0]), min(shape[1], self.shape[1])

@@ -22,7 +22,9 @@ def check_sampling(sampling: Sampling) -> None:
 def check_token_ids(token_ids: list[int], vocabulary_size: int) -> None:
     """Raises InvalidRequest where the model has no such token, which would otherwise take the whole step down."""
     if not token_ids:
-        raise InvalidRequest("expected a prompt of at least one token, got none; the tokenizer made nothing of the text")
+        raise InvalidRequest(
+            "expected a prompt of at least one token, got none; the tokenizer made nothing of the text"
+        )
     for token_id in (min(token_ids), max(token_ids)):
         if not 0 <= token_id < vocabulary_size:
             raise InvalidRequest(f"token_ids: expected 0 to {vocabulary_size - 1}, got {token_id}", param="token_ids")

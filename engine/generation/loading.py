@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
-from transformers.utils import cached_file, is_accelerate_available
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
+from transformers.utils.import_utils import is_accelerate_available
 
 from core.errors import MillraceError, ModelFailure
 from core.prompts import PromptCodec
@@ -33,7 +35,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class LoadOptions:
     """dtype: `auto` or a name of torch's. kv_bytes: K/V memory of one model; 0 takes a part of what is free.
 
-    num_models: how many models share the device, and so what is free.
+    num_models: how many models share the device, and so what is free. num_threads: CPU threads; 0 leaves it to torch.
     """
 
     device: str
@@ -43,6 +45,7 @@ class LoadOptions:
     max_context_tokens: int = 8192
     kv_bytes: int = 0
     num_models: int = 1
+    num_threads: int = 0
 
     @property
     def torch_device(self) -> torch.device:
@@ -52,6 +55,7 @@ class LoadOptions:
 def load_generator(name: str, source: str, options: LoadOptions) -> Generator:
     """Raises ModelFailure, or ConfigurationError where the tokenizer is missing."""
     started = time.monotonic()
+    _prepare_libraries(name, options)
     path = _path(name, source)
     config = _translated(name, source, lambda: AutoConfig.from_pretrained(path))
     check_support(name, config)
@@ -83,6 +87,14 @@ def build_generator(name: str, model: Any, codec: PromptCodec, options: LoadOpti
     return Generator(runner, codec, facts, Scheduler(pool, options.prefill_tokens), pool)
 
 
+def _prepare_libraries(name: str, options: LoadOptions) -> None:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ModelFailure(f"{name}: expected a CUDA device, found none; start the engine with --device cpu")
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the log is read later, by people who look for something else
+
+
 def _path(name: str, source: str) -> str:
     """A directory as it is, expanded; anything else is a name on the Hub."""
     path = Path(source).expanduser()
@@ -95,7 +107,7 @@ def _path(name: str, source: str) -> str:
 
 def _load_model(path: str, config: PretrainedConfig, options: LoadOptions) -> Any:
     placement = {"device_map": options.torch_device} if is_accelerate_available() else {}
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         path, config=config, dtype=_dtype(config, options), attn_implementation="eager", **placement
     )
     return (model if placement else model.to(options.torch_device)).eval()
@@ -114,13 +126,14 @@ def _dtype(config: PretrainedConfig, options: LoadOptions) -> torch.dtype:
 def _tokenizer_directory(name: str, path: str) -> Path:
     if Path(path).is_dir():
         return Path(path)
-    found = [
-        _translated(name, path, lambda file=file: cached_file(path, file, _raise_exceptions_for_missing_entries=False))
-        for file in _TOKENIZER_FILES
-    ]
-    if found[0] is None:
+
+    def fetch() -> list[str | None]:
+        return [cached_file(path, file, _raise_exceptions_for_missing_entries=False) for file in _TOKENIZER_FILES]
+
+    tokenizer_file = _translated(name, path, fetch)[0]
+    if tokenizer_file is None:
         raise ModelFailure(f"{name}: expected {path} to have a tokenizer.json, found none")
-    return Path(found[0]).parent
+    return Path(tokenizer_file).parent
 
 
 def _pool(name: str, config: PretrainedConfig, bytes_per_token: int, options: LoadOptions) -> SlotPool:
@@ -131,7 +144,9 @@ def _pool(name: str, config: PretrainedConfig, bytes_per_token: int, options: Lo
     if budget_tokens < 1:
         raise ModelFailure(f"{name}: {budget_bytes} bytes for K/V do not hold one token of {bytes_per_token} bytes")
     if budget_tokens < wanted:
-        logger.warning("%s: memory for K/V ends at %d tokens, so the context is that and not %d", name, budget_tokens, wanted)
+        logger.warning(
+            "%s: memory for K/V ends at %d tokens, so the context is that and not %d", name, budget_tokens, wanted
+        )
     return SlotPool(options.num_slots, budget_tokens, min(wanted, budget_tokens))
 
 

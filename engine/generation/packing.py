@@ -48,7 +48,7 @@ class Block:
 
 @dataclass(slots=True)
 class Packed:
-    """One forward pass. Shapes: input_ids, position_ids (1, tokens); cells (tokens,); logits_at (samples,). All int64."""
+    """One forward pass. input_ids, position_ids: (1, tokens). cells: (tokens,). logits_at: (samples,). All int64."""
 
     grid: KvGrid
     input_ids: Tensor

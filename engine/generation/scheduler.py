@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
-from engine.generation.sequence import Key, Sequence
+from engine.generation.sequence import Sequence
 from engine.generation.slots import Move, SlotPool
+from engine.runtime import Key
 
 _rank = attrgetter("rank")
 

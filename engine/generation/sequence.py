@@ -1,4 +1,4 @@
-"""One request while it is generated: its tokens, how far its K/V reach, and where they lie. Knows no torch and no text."""
+"""One request while it is generated: its tokens, how far its K/V reach, and where they lie. Knows no torch, no text."""
 
 from dataclasses import dataclass, field
 

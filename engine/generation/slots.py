@@ -46,7 +46,7 @@ class SlotPool:
         return num_rows <= self.num_slots and num_rows * self.width(num_tokens) <= self.budget_tokens
 
     def grid_shape(self, num_rows: int, num_tokens: int, current: tuple[int, int]) -> tuple[int, int]:
-        """(rows, columns) of a grid that holds this much: `current` if that does, else a larger one within the budget."""
+        """(rows, columns) of a grid that holds this much: `current` if that does, else a roomier one in the budget."""
         rows, columns = current
         width = self.width(num_tokens)
         if num_rows <= rows and width <= columns:

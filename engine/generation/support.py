@@ -12,7 +12,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from core.errors import ModelFailure
 
 _SERVED_LAYERS = frozenset({"full_attention", "sliding_attention"})
-_SERVED = "served are decoders that use transformers' attention interface, such as Llama, Qwen, Mistral, Gemma, Phi, GPT-2"
+_SERVED = (
+    "served are decoders that use transformers' attention interface, such as Llama, Qwen, Mistral, Gemma, Phi, GPT-2"
+)
 _REGIME_BOUND = frozenset({"dynamic", "longrope"})
 
 

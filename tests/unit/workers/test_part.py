@@ -56,6 +56,8 @@ def test_python_path_keeps_only_absolute_entries_that_do_not_shadow_ours(tmp_pat
     (own / "tasks").mkdir()
     (with_module / "tasks.py").touch()
     (with_package / "db").mkdir()
+    (with_package / "db" / "__init__.py").touch()
+    (harmless / "db").mkdir()
 
     # When
     value = os.pathsep.join(["", ".", str(harmless), str(with_module), str(with_package), str(own)])

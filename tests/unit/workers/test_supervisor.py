@@ -187,6 +187,19 @@ def test_parts_stop_in_the_opposite_order(stage: Stage, tmp_path: Path) -> None:
     ]
 
 
+def test_what_was_launched_later_stops_first(stage: Stage) -> None:
+    # Given
+    stage.supervisor.launch([python("server", FOREVER)])
+    stage.supervisor.launch([python("client", FOREVER)])
+    stage.supervisor.wait_ready()
+
+    # When
+    stage.supervisor.stop_all()
+
+    # Then
+    assert [line.split()[-1] for line in stage.lines if "stopping" in line] == ["client", "server"]
+
+
 def test_what_ignores_its_signal_is_killed_with_its_children(stage: Stage, tmp_path: Path) -> None:
     # Given
     up, below = tmp_path / "up", tmp_path / "below"

@@ -1,0 +1,108 @@
+"""`python -m engine.jobs …`: the torch part of heavy jobs, each a process that frees its device by ending.
+
+Progress goes to stdout, one JSON object a line: `{"event": "progress", "fraction": 0.42, "detail": "…"}` and at the end
+`{"event": "done", …}`. The log goes to stderr. Exit status 0: done; 1: failed, the last line of stderr says why;
+143: ended by SIGTERM, with nothing left behind.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from core.errors import ConfigurationError, MillraceError
+from core.lifeline import follow_parent
+from engine.builtin import is_complete
+from engine.builtin.recipe import Recipe
+
+logger = logging.getLogger("engine.jobs")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    follow_parent()
+    began = time.monotonic()
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # before torch: spinning threads cost 2 to 6 times on busy cores
+    signal.signal(signal.SIGTERM, _end)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.run(parsed, began)
+    except MillraceError as error:
+        return _fail(error.message)
+    except OSError as error:
+        return _fail(f"cannot read or write: {error}")
+    return 0
+
+
+def train_builtin(arguments: argparse.Namespace, began: float) -> None:
+    if is_complete(arguments.out):
+        _emit("done", detail=f"{arguments.out} is complete already", **_training_figures(arguments.out))
+        return
+    try:
+        from engine.builtin.make import make_builtin_model
+    except ImportError as error:
+        raise ConfigurationError(
+            f"the engine's libraries are missing ({error}); install them with: pip install 'millrace[engine]'"
+        ) from error
+    recipe = Recipe()
+    recipe = replace(
+        recipe,
+        seconds_limit=arguments.seconds_limit or recipe.seconds_limit,
+        num_steps=arguments.steps or recipe.num_steps,
+    )
+    figures = make_builtin_model(arguments.out, recipe, _report, began)
+    _emit("done", detail=f"{arguments.out} is complete", **figures)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine.jobs", description=(__doc__ or "").partition("\n\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    builtin = commands.add_parser("train-builtin", help="train the built-in model millrace/tiny, once")
+    builtin.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the model goes")
+    builtin.add_argument("--seconds-limit", type=_positive, metavar="SECONDS", help="fewer steps where it takes longer")
+    builtin.add_argument("--steps", type=int, metavar="N", help=argparse.SUPPRESS)
+    builtin.set_defaults(run=train_builtin)
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
+def _training_figures(directory: Path) -> dict[str, Any]:
+    return dict(json.loads((directory / "training.json").read_text(encoding="utf-8")))
+
+
+def _report(fraction: float, detail: str) -> None:
+    _emit("progress", fraction=round(fraction, 4), detail=detail)
+
+
+def _emit(event: str, **fields: Any) -> None:
+    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+    sys.stdout.flush()
+
+
+def _fail(message: str) -> int:
+    logger.error(message)
+    return 1
+
+
+def _end(signal_number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal_number, signal.SIG_IGN)  # let the clean-up finish
+    raise SystemExit(128 + signal_number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""The engine's end of the wire: one thread that owns the ROUTER socket, and two queues to the service.
+
+It decodes what clients send, stamps the time of arrival, answers each client with `Hello` at its first word, at every
+`Ping` and every second, and reports clients that fell silent. A frame that nobody can read is logged and dropped. There
+is no high-water mark: credits bound what is in flight, and a ROUTER at its mark would drop answers without a word.
+"""
+
+import logging
+import math
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import zmq
+
+from core.errors import ConfigurationError
+from core.protocol import (
+    CLIENT_SILENCE_SECONDS,
+    HEARTBEAT_SECONDS,
+    ClientMessage,
+    EngineFrame,
+    EngineMessage,
+    Hello,
+    Ping,
+    decode_client,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+_LINGER_MILLISECONDS = 500
+_FRAMES_PER_TURN = 256  # then answers get their turn
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    client: bytes
+    messages: list[ClientMessage]
+    arrived_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLost:
+    """A client that has been silent too long, or that is gone."""
+
+    client: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LinkBroken:
+    """The link's thread has ended; without it the engine is deaf."""
+
+    error: Exception
+
+
+class Link:
+    """post: takes what arrives, on the link's thread. hello: makes the greeting, on the link's thread."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        post: Callable[[Received | ClientLost | LinkBroken], None],
+        hello: Callable[[], Hello],
+        clock: Callable[[], float] = time.monotonic,
+        silence_seconds: float = CLIENT_SILENCE_SECONDS,
+    ) -> None:
+        self._post = post
+        self._hello = hello
+        self._clock = clock
+        self._silence_seconds = silence_seconds
+        self._heard: dict[bytes, float] = {}
+        self._outbox: queue.SimpleQueue[tuple[bytes, list[EngineMessage]]] = queue.SimpleQueue()
+        self._is_closing = False
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._context = zmq.Context()
+        self._socket = self._bind(endpoint)
+        self._thread = threading.Thread(target=self._work, name="link", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, client: bytes, messages: list[EngineMessage]) -> None:
+        """All of them travel in one frame. From the service's thread."""
+        self._outbox.put((client, messages))
+        self._wake()
+
+    def close(self) -> None:
+        """Send what is left, then let the socket go."""
+        self._is_closing = True
+        self._wake()
+        self._thread.join()
+        self._socket.close(linger=_LINGER_MILLISECONDS)
+        self._context.term()
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+    def _bind(self, endpoint: str) -> "zmq.Socket[bytes]":
+        router = self._context.socket(zmq.ROUTER)
+        router.set_hwm(0)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer to a client that is gone raises instead of vanishing
+        router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a client that reconnects under its identity gets its answers
+        try:
+            router.bind(endpoint)
+        except zmq.ZMQError as error:
+            router.close(linger=0)
+            raise ConfigurationError(f"expected an endpoint that can be bound, got {endpoint}: {error}") from error
+        return router
+
+    def _wake(self) -> None:
+        try:
+            self._wake_writer.send(b"\0")
+        except BlockingIOError:
+            return  # it is full of wake-ups already
+
+    def _work(self) -> None:
+        try:
+            self._run()
+        except Exception as error:  # noqa: BLE001  # handed to the service, which ends the process with it
+            self._post(LinkBroken(error))
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake_reader, zmq.POLLIN)
+        next_beat = self._clock() + HEARTBEAT_SECONDS
+        while not self._is_closing:
+            ready = dict(poller.poll(math.ceil(max(0.0, next_beat - self._clock()) * 1000)))
+            if self._wake_reader.fileno() in ready:
+                self._wake_reader.recv(4096)
+            if self._socket in ready:
+                self._receive()
+            self._flush()
+            if self._clock() >= next_beat:
+                self._beat()
+                next_beat = self._clock() + HEARTBEAT_SECONDS
+        self._flush()
+
+    def _receive(self) -> None:
+        for _ in range(_FRAMES_PER_TURN):
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._take(parts)
+
+    def _take(self, parts: list[bytes]) -> None:
+        client, now = parts[0], self._clock()
+        messages = _decode(client, parts[1:])
+        is_new = client not in self._heard
+        self._heard[client] = now
+        if is_new or any(isinstance(message, Ping) for message in messages):
+            self._transmit(client, [self._hello()])
+        orders: list[ClientMessage] = [message for message in messages if not isinstance(message, Ping)]
+        if orders:
+            self._post(Received(client, orders, now))
+
+    def _flush(self) -> None:
+        while not self._outbox.empty():
+            client, messages = self._outbox.get()
+            if client in self._heard:
+                self._transmit(client, messages)
+
+    def _beat(self) -> None:
+        silent_since = self._clock() - self._silence_seconds
+        for client in [client for client, heard in self._heard.items() if heard < silent_since]:
+            logger.warning(
+                "client %s was silent for %g s; its requests are cancelled", client.hex(), self._silence_seconds
+            )
+            self._lose(client)
+        hello = self._hello()
+        for client in list(self._heard):
+            self._transmit(client, [hello])
+
+    def _transmit(self, client: bytes, messages: list[EngineMessage]) -> None:
+        try:
+            self._socket.send_multipart([client, encode(EngineFrame(messages))])
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            logger.info("client %s is gone; its requests are cancelled", client.hex())
+            self._lose(client)
+
+    def _lose(self, client: bytes) -> None:
+        if self._heard.pop(client, None) is not None:
+            self._post(ClientLost(client))
+
+
+def _decode(client: bytes, parts: list[bytes]) -> list[ClientMessage]:
+    """Nothing where it is not one readable frame."""
+    if len(parts) != 1:
+        logger.warning("client %s: expected one part, got %d; dropped", client.hex(), len(parts))
+        return []
+    try:
+        return decode_client(parts[0]).messages
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        logger.warning("client %s: unreadable frame of %d bytes dropped: %s", client.hex(), len(parts[0]), error)
+        return []

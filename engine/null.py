@@ -1,0 +1,114 @@
+"""A model that computes nothing: for tests and for measuring everything around the engine. No torch.
+
+Its source is `null:` or `null:SECONDS`. Every prompt is answered after that delay with the first 16 hexadecimal digits
+of the SHA-256 of its canonical JSON; usage counts words.
+"""
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from core.errors import ConfigurationError, MillraceError
+from core.protocol import Delta, Finished, Generate, Timing, Usage
+from engine.generation.limits import check_sampling
+from engine.runtime import Arrival, Gauges, Key, Reply, check_prompt, failed
+
+PREFIX = "null:"
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+class NullModel:
+    def __init__(self, delay_seconds: float, num_slots: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.num_slots = num_slots
+        self.context_tokens = 0
+        self.weight_bytes = 0
+        self._delay_seconds = delay_seconds
+        self._clock = clock
+        self._due: deque[tuple[float, Arrival]] = deque()  # the delay is the same for all, so the first is due first
+        self._waiting: dict[Key, Arrival] = {}
+        self._num_steps = 0
+        self._prompt_tokens = 0
+        self._completion_tokens = 0
+
+    @classmethod
+    def from_source(cls, source: str, num_slots: int) -> "NullModel":
+        """Raises ConfigurationError."""
+        text = source.removeprefix(PREFIX) or "0"
+        try:
+            delay = float(text)
+        except ValueError:
+            delay = -1.0
+        if not 0 <= delay < float("inf"):
+            raise ConfigurationError(f"a null model's source: expected `null:` or `null:SECONDS`, got {source!r}")
+        return cls(delay, num_slots)
+
+    def submit(self, arrival: Arrival) -> None:
+        check_prompt(arrival.request)
+        check_sampling(arrival.request.sampling)
+        self._waiting[arrival.key] = arrival
+        self._due.append((arrival.arrived_seconds + self._delay_seconds, arrival))
+
+    def cancel(self, key: Key) -> None:
+        self._waiting.pop(key, None)
+
+    def clear(self) -> list[Key]:
+        keys = list(self._waiting)
+        self._waiting.clear()
+        self._due.clear()
+        return keys
+
+    def wait_seconds(self) -> float | None:
+        return max(0.0, self._due[0][0] - self._clock()) if self._due else None
+
+    def step(self) -> list[Reply]:
+        """Answers all that is due, as the one step of a very fast model."""
+        now = self._clock()
+        replies: list[Reply] = []
+        while self._due and self._due[0][0] <= now:
+            arrival = self._due.popleft()[1]
+            if self._waiting.get(arrival.key) is arrival:  # else it was cancelled meanwhile
+                del self._waiting[arrival.key]
+                replies += self._answer(arrival, now)
+        self._num_steps += 1
+        return replies
+
+    def gauges(self) -> Gauges:
+        return Gauges(
+            num_running=len(self._waiting),
+            num_steps_total=self._num_steps,
+            prompt_tokens_total=self._prompt_tokens,
+            completion_tokens_total=self._completion_tokens,
+        )
+
+    def close(self) -> None:
+        self.clear()
+
+    def _answer(self, arrival: Arrival, now: float) -> list[Reply]:
+        request, key = arrival.request, arrival.key
+        try:
+            text = answer_text(request)
+        except MillraceError as error:
+            return [failed(key, error)]
+        usage = Usage(_count_words(request), 1)
+        self._prompt_tokens += usage.prompt_tokens
+        self._completion_tokens += 1
+        waited = now - arrival.arrived_seconds
+        finished = Reply(key, Finished(request.id, text, "stop", usage, Timing(0.0, waited, waited)))
+        return [Reply(key, Delta(request.id, text, 1)), finished] if request.stream else [finished]
+
+
+def answer_text(request: Generate) -> str:
+    prompt = request.messages or request.text or request.token_ids
+    return hashlib.sha256(_encode(prompt)).hexdigest()[:16]
+
+
+def _count_words(request: Generate) -> int:
+    if request.token_ids is not None:
+        return len(request.token_ids)
+    if request.text is not None:
+        return len(request.text.split())
+    return sum(len(str(message.get("content", "")).split()) for message in request.messages or ())

@@ -1,0 +1,89 @@
+"""`python -m engine.server`: one engine process. The only place that builds the engine's parts and the only one that
+imports torch late: the socket answers `Hello` within a fraction of a second, while the models are still `loading`.
+
+SIGTERM ends it: what is in flight fails as retryable `interrupted`, and the exit status is 0.
+"""
+
+import logging
+import os
+import queue
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+
+from core.errors import MillraceError
+from core.lifeline import follow_parent
+from core.protocol import EngineStats, Hello
+from engine.link import Link
+from engine.null import PREFIX, NullModel
+from engine.options import EngineOptions, parse_options
+from engine.registry import Loader, Registry
+from engine.runtime import Runtime
+from engine.service import Event, Service, Stop
+
+logger = logging.getLogger("engine")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    follow_parent()
+    options = parse_options(arguments)
+    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: inbox.put(Stop()))
+    try:
+        _serve(options, inbox)
+    except Exception as error:
+        message = error.message if isinstance(error, MillraceError) else "the engine ends"
+        logger.critical(message, exc_info=not isinstance(error, MillraceError))
+        return 1
+    return 0
+
+
+def _serve(options: EngineOptions, inbox: "queue.SimpleQueue[Event]") -> None:
+    registry = Registry(options.models, _loader(options), inbox.put, time.monotonic)
+    for name in options.preload:
+        registry.start_loading(registry.models[name])
+    hello = Hello(uuid.uuid4().hex, options.device, options.credits, registry.statuses(), EngineStats())
+    link = Link(options.endpoint, inbox.put, lambda: service.hello)
+    service = Service(registry, inbox, link.send, hello)
+    link.start()
+    logger.info("engine %s listens on %s, device %s", hello.boot_id, options.endpoint, options.device)
+    try:
+        service.run()
+    finally:
+        link.close()
+
+
+def _loader(options: EngineOptions) -> Loader:
+    def load(name: str, source: str) -> Runtime:
+        if source.startswith(PREFIX):
+            return NullModel.from_source(source, options.num_slots)
+        from engine.generation.loading import LoadOptions, load_generator  # torch; seconds
+
+        return load_generator(
+            name,
+            source,
+            LoadOptions(
+                device=options.device,
+                dtype=options.dtype,
+                num_slots=options.num_slots,
+                prefill_tokens=options.prefill_tokens,
+                max_context_tokens=options.max_context_tokens,
+                kv_bytes=options.kv_bytes,
+                num_models=len(options.models),
+                num_threads=options.num_threads,
+            ),
+        )
+
+    return load
+
+
+if __name__ == "__main__":
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # A model may be loading on its thread, deep inside torch; the interpreter's orderly end could crash on it.
+    os._exit(status)
