@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    REAL,
     BigInteger,
     DateTime,
-    Float,
     ForeignKey,
     Identity,
     Index,
@@ -36,7 +36,7 @@ NAMING = {
 
 class Row(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING)
-    type_annotation_map = {str: Text, datetime: DateTime(timezone=True), dict[str, Any]: JSON, float: Float(24)}
+    type_annotation_map = {str: Text, datetime: DateTime(timezone=True), dict[str, Any]: JSON, float: REAL}
 
 
 class FileRow(Row):

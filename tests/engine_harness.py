@@ -25,7 +25,9 @@ class Harness:
         self.outcomes: dict[str, Finished | Failed] = {}
         self.deltas: dict[str, list[Delta]] = {}
 
-    def submit(self, name: str, prompt: list[int], sampling: Sampling, *, priority: int = 0, stream: bool = False) -> None:
+    def submit(
+        self, name: str, prompt: list[int], sampling: Sampling, *, priority: int = 0, stream: bool = False
+    ) -> None:
         request = Generate(name, "tiny", sampling, token_ids=prompt, priority=priority, stream=stream)
         self.generator.submit(Arrival(CLIENT, request, 0.0))
 

@@ -49,7 +49,9 @@ class World:
             )
         return file_id
 
-    def submit(self, content: bytes, *, endpoint: str = CHAT_ENDPOINT, window: timedelta = timedelta(hours=24)) -> JobRow:
+    def submit(
+        self, content: bytes, *, endpoint: str = CHAT_ENDPOINT, window: timedelta = timedelta(hours=24)
+    ) -> JobRow:
         """A batch that waits for its validation."""
         batch = NewBatch(
             endpoint=endpoint, input_file_id=self.upload(content), completion_window="24h", expires_after=window

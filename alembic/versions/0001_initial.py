@@ -91,9 +91,9 @@ def upgrade() -> None:
         sa.Column("body", sa.Text(), nullable=False),
         sa.Column("prompt_tokens", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("completion_tokens", sa.Integer(), server_default=sa.text("0"), nullable=False),
-        sa.Column("queue_seconds", sa.Float(precision=24), server_default=sa.text("0"), nullable=False),
-        sa.Column("first_token_seconds", sa.Float(precision=24), server_default=sa.text("0"), nullable=False),
-        sa.Column("total_seconds", sa.Float(precision=24), server_default=sa.text("0"), nullable=False),
+        sa.Column("queue_seconds", sa.REAL(), server_default=sa.text("0"), nullable=False),
+        sa.Column("first_token_seconds", sa.REAL(), server_default=sa.text("0"), nullable=False),
+        sa.Column("total_seconds", sa.REAL(), server_default=sa.text("0"), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("job_id", "index", name=op.f("pk_outcomes")),
     )

@@ -165,7 +165,12 @@ def test_a_cancelled_request_says_nothing_more_and_frees_its_slot(harness: Harne
 def test_a_request_that_breaks_a_step_fails_alone(harm: Any, message: str) -> None:
     # Given a model that fails on one token, and requests of which two hold it, one deep in its prompt
     harness = Harness(poisoned(harm), num_slots=4, prefill_tokens=16)
-    prompts = {"good": CLEAN[:20], "bad": [*CLEAN[:3], POISON, 9], "deep": [*CLEAN[:40], POISON, 5], "late": CLEAN[5:11]}
+    prompts = {
+        "good": CLEAN[:20],
+        "bad": [*CLEAN[:3], POISON, 9],
+        "deep": [*CLEAN[:40], POISON, 5],
+        "late": CLEAN[5:11],
+    }
     for name, prompt in prompts.items():
         harness.submit(name, prompt, greedy(15))
         harness.step()
