@@ -17,7 +17,7 @@ import psycopg
 import redis
 
 from cli import postgresql, valkey
-from cli.preflight import INSTALL_ENGINE, missing_engine_packages, port_problem
+from cli.preflight import INSTALL_ENGINE, check_loopback, missing_engine_packages, port_problem
 from cli.servers import MIN_FREE_BYTES
 from core.errors import ConfigurationError
 from core.redis_url import client_url
@@ -101,7 +101,7 @@ def check_disk(settings: Settings) -> Finding:
     path = next(path for path in (settings.data_path, *settings.data_path.parents) if path.exists())
     free_bytes = shutil.disk_usage(path).free
     text = f"{settings.data_path}: {_gigabytes(free_bytes)} free"
-    if not os.access(path, os.W_OK):
+    if not path.is_dir() or not os.access(path, os.W_OK):
         return Finding(
             "disk", Level.FAIL, f"{path} cannot be written", "mend its permissions, or set MILLRACE_DATA_DIR"
         )
@@ -143,6 +143,14 @@ def check_valkey(settings: Settings) -> Finding:
     if instance.holder() is None:
         return Finding("valkey", Level.OK, f"embedded {version}, starts with `millrace up`")
     return _ask_redis(valkey.valkey_url(instance), f"look into {instance.log_path(valkey.NAME)}")
+
+
+def check_host(settings: Settings) -> Finding:
+    try:
+        check_loopback(settings.host)
+    except ConfigurationError as error:
+        return Finding("host", Level.FAIL, error.message, "set MILLRACE_HOST to 127.0.0.1")
+    return Finding("host", Level.OK, f"{settings.host}, this machine alone")
 
 
 def check_port(settings: Settings, name: str, port: int) -> Finding:

@@ -31,6 +31,7 @@ def examine(settings: Settings) -> list[Finding]:
         checks.check_running(settings),
         checks.check_postgresql(settings),
         checks.check_valkey(settings),
+        checks.check_host(settings),
         checks.check_port(settings, "port", settings.port),
         checks.check_port(settings, "flower port", settings.flower_port),
         *checks.check_models(settings),

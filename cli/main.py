@@ -2,6 +2,7 @@
 line or setting, status 1 everything else. Commands import what they need when they run, so that help comes at once.
 """
 
+import signal
 import sys
 from typing import Annotated
 
@@ -74,6 +75,8 @@ def doctor(
 def main() -> None:
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except MillraceError as error:
         from cli.options import InvalidOption
 

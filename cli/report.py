@@ -9,18 +9,27 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 PLAIN_STEP_FRACTION = 0.25  # without a terminal there is a line for every quarter
 
 
+class PatientConsole(Console):
+    """Falls silent when nobody reads any more; rich would end the process, and with it all that it supervises."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Reporter:
     """Prints lines above the bar, if there is one. Draws only when told to: a drawing thread of its own would be alive
     while processes are forked."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.console = console or PatientConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._told_fraction = 0.0
 
     def say(self, line: str) -> None:
-        self.console.print(line)
-        self.console.file.flush()
+        try:
+            self.console.print(line)
+        except OSError:  # the terminal was closed
+            self.console.quiet = True
 
     def advance(self, name: str, fraction: float, detail: str) -> None:
         """fraction: [0, 1] of the job `name`."""

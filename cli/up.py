@@ -74,7 +74,7 @@ def _start(settings: Settings, with_flower: bool, supervisor: Supervisor, report
     progress = JobProgress(BUILTIN_JOB, Instance.of(settings).log_path(BUILTIN_JOB), reporter)
     supervisor.launch(servers)
     supervisor.launch([*training, *engines])
-    supervisor.wait_ready(*(part.name for part in servers), on_tick=progress.follow)
+    supervisor.wait_ready([part.name for part in servers], on_tick=progress.follow)
     migrate(settings)
     supervisor.launch(workers)  # later than the engines, so that they stop first: what they run is written down
     supervisor.launch([beat_part(settings), api_part(settings), *([flower_part(settings)] if with_flower else [])])
@@ -93,8 +93,8 @@ def migrate(settings: Settings) -> None:
     assert settings.redis_url is not None
     check_redis(settings.redis_url)
     database = Database(settings.database_url, pool_size=1)
+    check_database(database)
     try:
-        database.check()
         upgrade(settings.database_url)
         register(settings, database)
     except CommandError as error:
@@ -105,6 +105,13 @@ def migrate(settings: Settings) -> None:
         raise ConfigurationError(f"the database cannot be brought up to date: {error.orig}") from error
     finally:
         database.close()
+
+
+def check_database(database: Database) -> None:
+    try:
+        database.check()
+    except Unavailable as error:
+        raise Unavailable(f"cannot use MILLRACE_DATABASE_URL: {error.message}") from error
 
 
 def check_redis(url: str) -> str:

@@ -104,8 +104,9 @@ RETURNING chunks.id AS chunk_id, chunks.owner, chunks.attempt, chunks.job_id, jo
 
 _UNFINISHED = text("""
 SELECT r.index, r.body FROM requests r
-WHERE r.job_id = :job_id AND r.index >= :first AND r.index < :first + :count
-  AND NOT EXISTS (SELECT FROM outcomes o WHERE o.job_id = r.job_id AND o.index = r.index)
+WHERE r.job_id = :job_id AND r.index >= :first AND r.index < CAST(:first AS int) + :count
+  AND NOT EXISTS (SELECT FROM outcomes o WHERE o.job_id = r.job_id AND o.index = r.index
+                  AND o.job_id = :job_id AND o.index >= :first AND o.index < CAST(:first AS int) + :count)
 ORDER BY r.index
 """)
 
@@ -140,7 +141,7 @@ UPDATE chunks SET num_completed = seen.completed, num_failed = seen.failed, prom
 FROM (SELECT count(*) FILTER (WHERE status_code = 200) AS completed,
              count(*) FILTER (WHERE status_code IS DISTINCT FROM 200) AS failed,
              coalesce(sum(prompt_tokens), 0) AS prompt, coalesce(sum(completion_tokens), 0) AS completion
-      FROM outcomes WHERE job_id = :job_id AND index >= :first AND index < :first + :count) AS seen
+      FROM outcomes WHERE job_id = :job_id AND index >= :first AND index < CAST(:first AS int) + :count) AS seen
 WHERE id = :chunk_id RETURNING state
 """)
 

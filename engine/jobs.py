@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from core.errors import ConfigurationError, MillraceError
 from core.lifeline import follow_parent
-from engine.builtin import is_complete
+from engine.builtin import is_complete, read_training
 from engine.builtin.recipe import Recipe
 
 logger = logging.getLogger("engine.jobs")
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     os.environ.setdefault(
         "OMP_WAIT_POLICY", "PASSIVE"
-    )  # before torch: spinning threads cost 2 to 6 times on busy cores
+    )  # read when torch loads; else threads spin, 2-6x slower when busy
     signal.signal(signal.SIGTERM, _end)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     parsed = _parser().parse_args(arguments)
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train_builtin(arguments: argparse.Namespace, began: float) -> None:
     if is_complete(arguments.out):
-        _emit("done", detail=f"{arguments.out} is complete already", **_training_figures(arguments.out))
+        _emit("done", detail=f"{arguments.out} is complete already", **read_training(arguments.out))
         return
     try:
         from engine.builtin.make import make_builtin_model
@@ -53,12 +53,7 @@ def train_builtin(arguments: argparse.Namespace, began: float) -> None:
         raise ConfigurationError(
             f"the engine's libraries are missing ({error}); install them with: pip install 'millrace[engine]'"
         ) from error
-    recipe = Recipe()
-    recipe = replace(
-        recipe,
-        seconds_limit=arguments.seconds_limit or recipe.seconds_limit,
-        num_steps=arguments.steps or recipe.num_steps,
-    )
+    recipe = replace(Recipe(), seconds_limit=arguments.seconds_limit, num_steps=arguments.steps)
     figures = make_builtin_model(arguments.out, recipe, _report, began)
     _emit("done", detail=f"{arguments.out} is complete", **figures)
 
@@ -68,8 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     builtin = commands.add_parser("train-builtin", help="train the built-in model millrace/tiny, once")
     builtin.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the model goes")
-    builtin.add_argument("--seconds-limit", type=_positive, metavar="SECONDS", help="fewer steps where it takes longer")
-    builtin.add_argument("--steps", type=int, metavar="N", help=argparse.SUPPRESS)
+    builtin.add_argument(
+        "--seconds-limit",
+        type=_positive,
+        default=Recipe().seconds_limit,
+        help="fewer steps where they would take longer",
+    )
+    builtin.add_argument("--steps", type=_count, default=Recipe().num_steps, help="more make it a little better")
     builtin.set_defaults(run=train_builtin)
     return parser
 
@@ -81,8 +81,11 @@ def _positive(text: str) -> float:
     return value
 
 
-def _training_figures(directory: Path) -> dict[str, Any]:
-    return dict(json.loads((directory / "training.json").read_text(encoding="utf-8")))
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
+    return value
 
 
 def _report(fraction: float, detail: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -45,6 +46,11 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "mistral": lambda: MistralConfig(**_SHAPE, head_dim=16, sliding_window=11),
     "gemma2": lambda: Gemma2Config(**_SHAPE, head_dim=16, sliding_window=11, attn_logit_softcapping=20.0),
     "gemma3": lambda: Gemma3TextConfig(**_SHAPE, head_dim=16, sliding_window=11, query_pre_attn_scalar=16),
+    "deepseek_v3": lambda: DeepseekV3Config(
+        **{**_SHAPE, "num_key_value_heads": 4}, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=12, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+        moe_intermediate_size=32, first_k_dense_replace=1,
+    ),
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCABULARY, n_embd=48, n_layer=3, n_head=4, n_positions=512, initializer_range=0.3,
         tie_word_embeddings=False, eos_token_id=END_ID, bos_token_id=None,

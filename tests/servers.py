@@ -29,8 +29,9 @@ from db.migrations import upgrade
 from workers.instance import Instance, directory_mode
 from workers.supervisor import Supervisor
 
-DATABASE_VARIABLE = "MILLRACE_TEST_DATABASE_URL"
-REDIS_VARIABLE = "MILLRACE_TEST_REDIS_URL"
+# Taken out of the environment: children of tests read their settings there, and refuse names that they do not know.
+GIVEN_DATABASE_URL = os.environ.pop("MILLRACE_TEST_DATABASE_URL", None)
+GIVEN_REDIS_URL = os.environ.pop("MILLRACE_TEST_REDIS_URL", None)
 
 # These servers need not survive the session, and making a database of its own for each test is mostly waiting for the
 # disk. The durable servers of the product have tests of their own.
@@ -47,7 +48,7 @@ class Servers:
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
-    given = Settings(database_url=os.environ.get(DATABASE_VARIABLE), redis_url=os.environ.get(REDIS_VARIABLE))
+    given = Settings(database_url=GIVEN_DATABASE_URL, redis_url=GIVEN_REDIS_URL)
     with temporary_data_directory() as data_path:
         settings = msgspec.structs.replace(given, data_dir=str(data_path))
         instance = Instance.of(settings)

@@ -86,6 +86,8 @@ def open_log(path: Path) -> IO[bytes]:
 
 def log_tail(path: Path, offset: int = 0, num_lines: int = 15) -> str:
     """The last lines of a log, indented, for a message. Nothing from before `offset`, where a start wrote first."""
+    if not path.exists():  # somebody tidied up
+        return ""
     with path.open("rb") as file:
         file.seek(max(offset, path.stat().st_size - TAIL_BYTES))
         lines = file.read().decode(errors="replace").splitlines()[-num_lines:]

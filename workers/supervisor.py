@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
-from core.errors import ConfigurationError, Interrupted, Unavailable
+from core.errors import Interrupted, MillraceError, Unavailable
 from workers.children import Child, describe_exit, kill_tree, log_tail, spawn
 from workers.instance import Instance
 from workers.part import Account, Backoff, Part, check_order, stages
@@ -79,8 +79,10 @@ class Supervisor:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and SIGHUP request a stop while this is open."""
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        """SIGINT, SIGTERM and, unless nohup said otherwise, SIGHUP request a stop while this is open."""
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
 
         def request(_number: int, _frame: FrameType | None) -> None:
             self.request_stop()
@@ -100,10 +102,10 @@ class Supervisor:
         self._launched += stages([replace(part, after=_within(part.after, parts)) for part in parts])
         self.tick()
 
-    def wait_ready(self, *names: str, on_tick: Callable[[], None] | None = None) -> None:
-        """Until these parts, or all, are ready. Raises Unavailable when one fails first, Interrupted when a stop was
-        requested."""
-        waited = names or tuple(self._watched)
+    def wait_ready(self, names: Sequence[str] | None = None, on_tick: Callable[[], None] | None = None) -> None:
+        """Until these parts, or all of them, are ready. Raises Unavailable when any part fails first, Interrupted when
+        a stop was requested."""
+        waited = tuple(self._watched) if names is None else tuple(names)
         while not all(self._watched[name].phase is _Phase.READY for name in waited):
             if self.is_stopping:
                 raise Interrupted("stopped before everything was ready")
@@ -151,10 +153,10 @@ class Supervisor:
             if watched.part.prepare is not None:
                 watched.part.prepare()
             watched.child = spawn(watched.part, self._instance)
-        except ConfigurationError as error:
+        except (MillraceError, OSError) as error:
             if not watched.was_ready:
                 raise
-            self._retry_later(watched, str(error))
+            self._retry_later(watched, f"cannot be started: {error}")
             return
         watched.phase = _Phase.STARTING
 

@@ -4,7 +4,9 @@ It is there so that everything can be tried without a download, and so that qual
 something, if not much. This module knows only which files make it complete; it needs no torch.
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 MODEL_FILES = (
     "config.json",
@@ -21,3 +23,8 @@ MODEL_FILES = (
 def is_complete(directory: Path) -> bool:
     """A directory appears under its name only when it is whole, so this fails only where somebody took files away."""
     return all((directory / name).is_file() for name in MODEL_FILES)
+
+
+def read_training(directory: Path) -> dict[str, Any]:
+    """The figures of a finished model: parameters, steps, seconds, perplexity, ratio, bits_per_byte and so on."""
+    return dict(json.loads((directory / "training.json").read_text(encoding="utf-8")))

@@ -6,6 +6,7 @@ Everything but the last step happens in memory or in a hidden sibling; the direc
 import json
 import logging
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from core.errors import ConfigurationError
 from core.prompts import PromptCodec
-from engine.builtin import is_complete
+from engine.builtin import is_complete, read_training
 from engine.builtin.batches import Batches, TrainingText
 from engine.builtin.corpus import Corpus, load_corpus
 from engine.builtin.evaluate import (
@@ -41,6 +42,7 @@ Report = Callable[[float, str], None]
 """Gets the part of the whole that is done, 0 to 1, and a line for people."""
 
 _CLOSING_SECONDS = 6.0  # kept for measuring and saving
+_PATIENCE = 3.0  # times the limit, until a process that trains the same model counts as stuck
 _MEASURED_WINDOWS = (DEFAULT_WINDOW_TOKENS, 1024)
 _TRAINING_FROM, _TRAINING_TO = 0.12, 0.93
 
@@ -53,16 +55,12 @@ def make_builtin_model(directory: Path, recipe: Recipe, report: Report, began: f
     began: when the caller's time began, on `time.monotonic`; `recipe.seconds_limit` counts from there.
     """
     directory = directory.absolute()
-    with locked(directory, 3 * recipe.seconds_limit, lambda: report(0.0, "another process trains it; waiting")):
+    timeout_seconds = _PATIENCE * recipe.seconds_limit
+    with locked(directory, timeout_seconds, lambda: report(0.0, "another process trains it; waiting")) as has_waited:
         if not is_complete(directory):
             with appearing_whole(directory) as partial:
-                _fill(partial, recipe, report, began)
+                _fill(partial, recipe, report, time.monotonic() if has_waited else began)
     return read_training(directory)
-
-
-def read_training(directory: Path) -> dict[str, Any]:
-    """The figures of a finished model."""
-    return dict(json.loads((directory / "training.json").read_text(encoding="utf-8")))
 
 
 def _fill(directory: Path, recipe: Recipe, report: Report, began: float) -> None:
@@ -78,6 +76,7 @@ def _fill(directory: Path, recipe: Recipe, report: Report, began: float) -> None
     report(_TRAINING_TO, "measuring and saving")
     _save(directory, model, tokenizer, corpus, recipe)
     figures = _figures(directory, model, run, text.token_counts(recipe.shape.vocab_size), began)
+    logger.info("%d steps, %.0f s, held-out perplexity %.1f", run.num_steps, figures["seconds"], figures["perplexity"])
     (directory / "training.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
@@ -91,6 +90,7 @@ def _save(directory: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, corpus
         model.save_pretrained(directory)
     except SafetensorError as error:  # a full disk comes in this wrapping
         raise ConfigurationError(f"cannot write the weights to {directory}: {error}") from error
+    shutil.copymode(directory / "config.json", directory / "model.safetensors")  # written for the owner alone
     save_tokenizer(tokenizer, directory, recipe.shape.context_tokens)
     held_out = join_documents(document.text for document in corpus.held_out)
     (directory / "heldout.txt").write_text(held_out, encoding="utf-8")

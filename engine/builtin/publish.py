@@ -19,17 +19,20 @@ _POLL_SECONDS = 0.1
 
 
 @contextmanager
-def locked(directory: Path, timeout_seconds: float, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Alone among all processes that lock this directory, which need not exist. `on_wait` is called once, if at all.
+def locked(directory: Path, timeout_seconds: float, on_wait: Callable[[], None]) -> Iterator[bool]:
+    """Alone among all processes that lock this directory, which need not exist.
+
+    Gives whether it had to wait; `on_wait` is called before.
 
     Raises Unavailable when the other one is not done in time.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (directory.parent / f".{directory.name}.lock").open("w") as lock:  # left behind: to remove it would be a race
-        if not _try_lock(lock):
+        has_waited = not _try_lock(lock)
+        if has_waited:
             on_wait()
             _lock_in_time(lock, directory, timeout_seconds)
-        yield
+        yield has_waited
 
 
 @contextmanager

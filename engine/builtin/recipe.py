@@ -31,6 +31,7 @@ class Stage:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """num_steps: fixed, so that the same machine makes the same model; fewer where `seconds_limit` would be missed.
+    min_steps: done even then, because the model stays for good and has to have learned something.
 
     step_tokens: tokens of one step; every window length divides it.
     matrix_rate, rate: peak learning rates of the inner matrices and of everything else.
@@ -39,6 +40,7 @@ class Recipe:
 
     shape: Shape = Shape()
     num_steps: int = 400
+    min_steps: int = 150
     seconds_limit: float = 60.0
     step_tokens: int = 1024
     stages: tuple[Stage, ...] = (Stage(0.0, 64), Stage(0.25, 128), Stage(0.5, 256), Stage(0.85, 1024))

@@ -1,4 +1,4 @@
-"""The training loop: a Llama of transformers, a rate that rises briefly and then falls in a straight line to nothing."""
+"""The training loop: a Llama of transformers, a rate that rises briefly and then falls in a line to nothing."""
 
 import time
 from collections.abc import Callable
@@ -52,9 +52,9 @@ def new_model(shape: Shape, seed: int) -> LlamaForCausalLM:
 def train(
     model: LlamaForCausalLM, batches: Batches, recipe: Recipe, seconds: float, report: Callable[[float, str], None]
 ) -> Run:
-    """`seconds`: at most about so long. `report` gets the part that is done and a line for people."""
+    """`seconds`: about so long at most, unless `recipe.min_steps` take longer. `report` gets the part that is done and a line for people."""
     optimizer = Optimizer(model, recipe.matrix_rate, recipe.rate)
-    schedule = Schedule(recipe.num_steps, seconds)
+    schedule = Schedule(recipe.num_steps, recipe.min_steps, seconds)
     model.train()
     began, num_tokens, loss = time.monotonic(), 0, float("nan")
     while not schedule.is_over:

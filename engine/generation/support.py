@@ -6,7 +6,7 @@ What that cannot express is refused by name with the reason.
 
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from core.errors import ModelFailure
@@ -47,19 +47,18 @@ def _refusal(config: PretrainedConfig) -> str | None:
         return "has an encoder or cross-attention"
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return "transformers offers no causal language model for"
+    if not _model_class(config)._supports_attention_backend:
+        return "does not use transformers' attention interface (Mamba, RWKV, ALiBi and older code do not)"
     layers = set(getattr(text, "layer_types", None) or ()) - _SERVED_LAYERS
     if layers:
         return f"has layers without plain K/V ({', '.join(sorted(layers))})"
     if getattr(text, "use_bidirectional_attention", False) or getattr(text, "is_causal", True) is False:
         return "attends to tokens that follow"
-    if not _model_class(config)._supports_attention_backend:
-        return "does not use transformers' attention interface (Mamba, RWKV, ALiBi and older code do not)"
     return None
 
 
 def _model_class(config: PretrainedConfig) -> Any:
     known = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    assert AutoModelForCausalLM is not None
     return known[0] if isinstance(known, tuple | list) else known
 
 

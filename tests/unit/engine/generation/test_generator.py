@@ -14,7 +14,7 @@ from engine.runtime import Arrival
 from tests.engine_harness import CLIENT, Harness, own_answer, random_prompt
 from tests.engine_models import VOCABULARY, tiny_model, tiny_tokenizer
 
-POISON = 7  # a token that makes a model of `poisoned` misbehave
+POISON = 7  # a token that makes a model misbehave which `poisoned` got hold of
 CLEAN = [token for token in range(2, 60) if token != POISON]
 
 
@@ -27,12 +27,12 @@ def greedy(num_tokens: int, **more: Any) -> Sampling:
     return Sampling(temperature=0, max_tokens=num_tokens, ignore_eos=True, **more)
 
 
-def poisoned(harm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Any:
-    """A model whose embedding `harm`s the step in which POISON appears: (ids, embedded) -> embedded."""
+def poisoned(harm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], num_slots: int) -> Harness:
+    """Its embedding harms the step in which POISON appears: (ids, embedded) -> embedded."""
     model = tiny_model("llama")
-    embedding = model.get_input_embeddings()
-    embedding.register_forward_hook(lambda _, arguments, output: harm(arguments[0], output))
-    return model
+    harness = Harness(model, num_slots=num_slots, prefill_tokens=16)  # whose probe still finds the model sound
+    model.get_input_embeddings().register_forward_hook(lambda _, arguments, output: harm(arguments[0], output))
+    return harness
 
 
 def explode(ids: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
@@ -164,7 +164,7 @@ def test_a_cancelled_request_says_nothing_more_and_frees_its_slot(harness: Harne
 @pytest.mark.parametrize(("harm", "message"), [(explode, "a kernel failed"), (spoil, "NaN")])
 def test_a_request_that_breaks_a_step_fails_alone(harm: Any, message: str) -> None:
     # Given a model that fails on one token, and requests of which two hold it, one deep in its prompt
-    harness = Harness(poisoned(harm), num_slots=4, prefill_tokens=16)
+    harness = poisoned(harm, num_slots=4)
     prompts = {
         "good": CLEAN[:20],
         "bad": [*CLEAN[:3], POISON, 9],
@@ -191,9 +191,9 @@ def test_a_request_that_breaks_a_step_fails_alone(harm: Any, message: str) -> No
     assert {name: harness.answer(name) for name in clean} == clean
 
 
-def test_a_device_that_answers_nothing_ends_the_engine(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_answers_nothing_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a step that fails and a device that fails its health check too
-    broken = Harness(poisoned(explode), num_slots=2)
+    broken = poisoned(explode, num_slots=2)
     monkeypatch.setattr(broken.generator._runner, "is_device_alive", lambda: False)
     broken.submit("bad", [POISON, 3], greedy(5))
     # When it is stepped, only a new process can help
