@@ -4,6 +4,7 @@ line or setting, status 1 everything else. Commands import what they need when t
 
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,6 +28,13 @@ Models = Annotated[
     typer.Option("--model", help="A model to serve: a hub name, a directory or name=source; may be repeated."),
 ]
 Device = Annotated[str | None, typer.Option(help="`auto`, `cpu`, or GPU indices or UUIDs (MILLRACE_DEVICES).")]
+
+
+Url = Annotated[str | None, typer.Option(help="Where Millrace is; this machine's settings otherwise.")]
+Out = Annotated[Path, typer.Option(help="Where the answers go; failures go beside it.")]
+
+batches = typer.Typer(name="batch", help="Run files of requests and fetch their answers.", no_args_is_help=True)
+app.add_typer(batches)
 
 
 @app.callback()
@@ -70,6 +78,130 @@ def doctor(
 
     if not run_doctor(read_settings({"data_dir": data_dir}), as_json):
         raise typer.Exit(1)
+
+
+@app.command()
+def demo(data_dir: DataDir = None) -> None:
+    """Run a batch of questions on this machine: starts everything, shows the answers, stops everything."""
+    from cli.demo import demo as run_demo
+    from cli.options import read_settings
+
+    run_demo(read_settings({"data_dir": data_dir}))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the schema of this release."""
+    from cli.options import read_settings
+    from cli.production import migrate as run_migrate
+
+    run_migrate(read_settings())
+
+
+@app.command()
+def node(data_dir: DataDir = None, model: Models = None, device: Device = None) -> None:
+    """Run the engines and Celery workers of this machine."""
+    from cli.options import read_settings
+    from cli.production import node as run_node
+
+    overrides = {"data_dir": data_dir, "models": ",".join(model) if model else None, "devices": device}
+    run_node(read_settings(overrides))
+
+
+@app.command()
+def api(host: Host = None, port: Port = None) -> None:
+    """Run the API alone."""
+    from cli.options import read_settings
+    from cli.production import api as run_api
+
+    run_api(read_settings({"host": host, "port": port}))
+
+
+@app.command()
+def beat() -> None:
+    """Run Celery's beat, which sends what runs by the clock."""
+    from cli.options import read_settings
+    from cli.production import beat as run_beat
+
+    run_beat(read_settings())
+
+
+@app.command()
+def flower(host: Host = None, flower_port: FlowerPort = None) -> None:
+    """Run the Flower dashboard."""
+    from cli.options import read_settings
+    from cli.production import flower as run_flower
+
+    run_flower(read_settings({"host": host, "flower_port": flower_port}))
+
+
+@app.command()
+def chat(
+    question: str,
+    model: Annotated[str | None, typer.Option(help="The model to ask; the first one served otherwise.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Answer tokens at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")] = 0.7,
+    url: Url = None,
+) -> None:
+    """Ask one question."""
+    from cli.chat import chat as ask
+
+    ask(_server(url), question, model, max_tokens, temperature)
+
+
+@batches.command()
+def run(
+    source: Annotated[Path, typer.Argument(help="A JSONL file in OpenAI's Batch format.", metavar="IN.jsonl")],
+    out: Out,
+    model: Annotated[str | None, typer.Option(help="Run every row on this model instead of its own.")] = None,
+    window: Annotated[str, typer.Option(help="What has not run by then expires.")] = "24h",
+    url: Url = None,
+) -> None:
+    """Submit a file, follow it, write the answers."""
+    from cli.batch import run as run_batch
+
+    run_batch(_server(url), source, out, model, window)
+
+
+@batches.command("ls")
+def list_batches(
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20, url: Url = None
+) -> None:
+    """List batches, newest first."""
+    from cli.batch import list_batches as print_batches
+
+    print_batches(_server(url), limit)
+
+
+@batches.command()
+def show(batch_id: str, url: Url = None) -> None:
+    """Show a batch; follow it while it runs."""
+    from cli.batch import show as show_batch
+
+    show_batch(_server(url), batch_id)
+
+
+@batches.command()
+def cancel(batch_id: str, url: Url = None) -> None:
+    """Cancel a batch; finished rows are kept."""
+    from cli.batch import cancel as cancel_batch
+
+    cancel_batch(_server(url), batch_id)
+
+
+@batches.command()
+def results(batch_id: str, out: Out, url: Url = None) -> None:
+    """Fetch the answers of a batch that has ended."""
+    from cli.batch import results as fetch_results
+
+    fetch_results(_server(url), batch_id, out)
+
+
+def _server(url: str | None) -> str:
+    from cli.client import base_url
+    from cli.options import read_settings
+
+    return base_url(read_settings(), url)
 
 
 def main() -> None:

@@ -52,7 +52,10 @@ def new_model(shape: Shape, seed: int) -> LlamaForCausalLM:
 def train(
     model: LlamaForCausalLM, batches: Batches, recipe: Recipe, seconds: float, report: Callable[[float, str], None]
 ) -> Run:
-    """`seconds`: about so long at most, unless `recipe.min_steps` take longer. `report` gets the part that is done and a line for people."""
+    """`seconds`: about so long at most, unless `recipe.min_steps` take longer.
+
+    `report` gets the part that is done and a line for people.
+    """
     optimizer = Optimizer(model, recipe.matrix_rate, recipe.rate)
     schedule = Schedule(recipe.num_steps, recipe.min_steps, seconds)
     model.train()

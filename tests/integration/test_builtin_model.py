@@ -17,15 +17,21 @@ from engine.builtin import MODEL_FILES, is_complete, read_training
 from engine.builtin.evaluate import evaluate, join_documents, split_documents
 from tests.builtin_model import train_builtin, train_command
 
+QUICK_STEPS = 6
 CHAT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "What does json.loads do?"}]
 
 
 @pytest.fixture(scope="session")
-def quick_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole directory after three steps: everything but the learning."""
+def quick_training(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """A whole directory after few steps, everything but the learning; and what the command reported."""
     directory = tmp_path_factory.mktemp("quick") / "models" / "tiny"
-    train_builtin(directory, "--steps", "3")
-    return directory
+    done = train_builtin(directory, "--steps", str(QUICK_STEPS))
+    return directory, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="session")
+def quick_model(quick_training: tuple[Path, list[dict[str, Any]]]) -> Path:
+    return quick_training[0]
 
 
 @pytest.fixture
@@ -63,24 +69,17 @@ def test_a_finished_directory_opens_in_transformers_and_in_the_codec_alike(quick
     assert None not in ids
 
 
-def test_progress_is_one_object_a_line_and_rises_to_the_end(tmp_path: Path) -> None:
-    done = train_builtin(tmp_path / "tiny", "--steps", "12")
-    *progress, last = [json.loads(line) for line in done.stdout.splitlines()]
+def test_progress_is_one_object_a_line_and_rises_to_the_end(
+    quick_training: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    *progress, last = quick_training[1]
     assert {event["event"] for event in progress} == {"progress"}
     fractions = [event["fraction"] for event in progress]
     assert fractions == sorted(fractions)
     assert 0.0 <= fractions[0] <= fractions[-1] < 1.0
     assert last["event"] == "done"
-    assert last["steps"] == 12
+    assert last["steps"] == QUICK_STEPS
     assert {"perplexity", "unigram_perplexity", "ratio", "bits_per_byte", "seconds", "parameters"} <= last.keys()
-
-
-def test_the_same_steps_make_the_same_model(quick_model: Path, tmp_path: Path) -> None:
-    train_builtin(tmp_path / "again", "--steps", "3")
-    first, _, _ = load(quick_model)
-    second, _, _ = load(tmp_path / "again")
-    for name, weight in first.state_dict().items():
-        assert torch.allclose(weight, second.state_dict()[name], atol=1e-3), name
 
 
 def test_a_second_call_changes_nothing_and_needs_no_torch(quick_model: Path) -> None:
@@ -144,9 +143,9 @@ def test_a_killed_training_leaves_no_model_and_hinders_no_other(
     assert sorted(path.name for path in directory.parent.iterdir()) == [".tiny.lock", "tiny"]
 
 
-def test_two_at_once_make_one_model(tmp_path: Path) -> None:
+def test_two_at_once_make_one_model_and_the_same_as_any_other(quick_model: Path, tmp_path: Path) -> None:
     # Given two processes that start together
-    command = train_command(tmp_path / "tiny", "--steps", "5")
+    command = train_command(tmp_path / "tiny", "--steps", str(QUICK_STEPS))
     pair = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=200) for process in pair]
     # Then both end well with the same figures, which only one of them can have made
@@ -154,6 +153,10 @@ def test_two_at_once_make_one_model(tmp_path: Path) -> None:
     last = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
     assert last[0] == last[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tiny.lock", "tiny"]
+    # And the same steps gave the same model as they did before
+    first, second = load(quick_model)[0].state_dict(), load(tmp_path / "tiny")[0].state_dict()
+    for name, weight in first.items():
+        assert torch.allclose(weight, second[name], atol=1e-3), name
 
 
 def test_completeness_takes_every_file(quick_model: Path, tmp_path: Path) -> None:
@@ -168,7 +171,7 @@ def test_completeness_takes_every_file(quick_model: Path, tmp_path: Path) -> Non
 
 
 def test_the_built_in_model_has_learned_something(builtin_model: Path) -> None:
-    """Given the fully trained model, then its figures are what the documentation promises, and can be measured again."""
+    """Given the fully trained model, then its figures are as promised, and can be measured again."""
     figures = read_training(builtin_model)
     assert figures["ratio"] <= 0.22
     assert figures["ratio"] == pytest.approx(figures["perplexity"] / figures["unigram_perplexity"], rel=1e-3)

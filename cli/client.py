@@ -1,0 +1,79 @@
+"""The HTTP client of the command line: the official `openai` client, pointed at a Millrace, and what the batch commands
+and the demo do with it. Failures that a person can mend become sentences.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from openai import APIConnectionError, APIStatusError, OpenAI
+
+from core.errors import MillraceError, NotFound, Unavailable
+from core.settings import Settings
+
+# The server has no keys yet, but the client insists on one.
+NO_KEY = "unused"
+TIMEOUT_SECONDS = 60.0
+
+
+class RequestFailed(MillraceError):
+    """The server answered with an error; the message is its own."""
+
+    code = "request_failed"
+
+
+def base_url(settings: Settings, url: str | None) -> str:
+    return (url or f"http://{settings.host}:{settings.port}").rstrip("/")
+
+
+@contextmanager
+def connect(url: str) -> Iterator[OpenAI]:
+    """Raises Unavailable when nobody answers there, RequestFailed with the server's own words otherwise."""
+    client = OpenAI(base_url=f"{url}/v1", api_key=NO_KEY, timeout=TIMEOUT_SECONDS)
+    try:
+        yield client
+    except APIConnectionError as error:
+        raise Unavailable(
+            f"no Millrace answers at {url}: start one with `millrace up`, or name it with --url"
+        ) from error
+    except APIStatusError as error:
+        raise RequestFailed(f"{url} answered {error.status_code}: {server_message(error)}") from error
+    finally:
+        client.close()
+
+
+def server_message(error: APIStatusError) -> str:
+    body = error.body
+    return str(body["message"]) if isinstance(body, dict) and "message" in body else error.message
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=2.0).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def get_job(url: str, job_id: str) -> dict[str, object]:
+    """`GET /api/v1/jobs/{id}`: what OpenAI's batch object has no place for. Raises NotFound, Unavailable."""
+    try:
+        response = httpx.get(f"{url}/api/v1/jobs/{job_id}", timeout=TIMEOUT_SECONDS)
+    except httpx.HTTPError as error:
+        raise Unavailable(f"no Millrace answers at {url}: {error}") from error
+    if not response.is_success:
+        raise NotFound(f"no job {job_id} at {url}")
+    job: dict[str, object] = response.json()
+    return job
+
+
+def download(client: OpenAI, file_id: str | None, target: Path) -> int:
+    """Writes a file of the server to disk as it comes and returns how many lines it has; no file is no line."""
+    if file_id is None:
+        return 0
+    num_lines = 0
+    with client.files.with_streaming_response.content(file_id) as response, target.open("wb") as file:
+        for block in response.iter_bytes():
+            num_lines += block.count(b"\n")
+            file.write(block)
+    return num_lines
