@@ -106,4 +106,5 @@ def _become(part: Part, settings: Settings) -> None:
     environment = {**os.environ, **settings_environment(settings), **part.env}
     argv: Sequence[str] = part.argv
     sys.stdout.flush()
-    os.execve(argv[0], list(argv), {name: value for name, value in environment.items() if value is not None})
+    defined = {name: value for name, value in environment.items() if value is not None}
+    os.execve(argv[0], list(argv), defined)  # noqa: S606 -- a list of arguments of our own
