@@ -31,6 +31,7 @@ BUILTIN_JOB = "built-in-model"
 READY_FD_VARIABLE = "MILLRACE__READY_FD"
 TRAINING_SECONDS = 600.0
 PROBE_SECONDS = 2.0
+FLOWER_COLUMNS = "name,kwargs,state,received,runtime,worker"
 
 
 def up(settings: Settings, with_flower: bool = True) -> None:
@@ -150,10 +151,10 @@ def api_part(settings: Settings) -> Part:
 
 
 def flower_part(settings: Settings) -> Part:
-    address = (f"--address={settings.host}", f"--port={settings.flower_port}")
+    options = (f"--address={settings.host}", f"--port={settings.flower_port}", f"--tasks-columns={FLOWER_COLUMNS}")
     return Part(
         "flower",
-        _celery("-A", "tasks.app", "flower", *address),
+        _celery("-A", "tasks.app", "flower", *options),
         env={**settings_environment(settings), **_without("FLOWER_")},
         ready=lambda: _answers(settings.host, settings.flower_port, "/healthcheck"),
         note=f"http://{http_host(settings.host)}:{settings.flower_port}",

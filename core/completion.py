@@ -121,7 +121,8 @@ def parse_body(endpoint: str, body: bytes) -> CompletionRequest:
             return _from_text(_text_decoder.decode(body))
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at ")
-        raise InvalidRequest(f"body: {reason}", param=_field(reason, path), code="invalid_type") from error
+        field = _field(reason, path)
+        raise InvalidRequest(f"{field}: {reason}", param=field, code="invalid_type") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"body: expected a JSON object: {error}", param="body", code="invalid_json") from error
     raise InvalidRequest(

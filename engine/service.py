@@ -67,12 +67,16 @@ class Service:
     def run(self) -> None:
         """Until `Stop`. Raises what makes the engine useless: a broken link, a lost device."""
         while not self._is_stopping:
-            self._take()
-            self._admit()
-            self._step()
-            self._publish()
-            self._flush()
+            self.turn()
         self._end_all(list(self._live), Interrupted("the engine is shutting down; send the request again"))
+        self._flush()
+
+    def turn(self) -> None:
+        """Waits only where there is nothing to do."""
+        self._take()
+        self._admit()
+        self._step()
+        self._publish()
         self._flush()
 
     def _take(self) -> None:

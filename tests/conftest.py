@@ -1,3 +1,3 @@
 """Fixtures that more than one folder of tests uses, by subject."""
 
-pytest_plugins = ["tests.servers", "tests.world"]
+pytest_plugins = ["tests.servers", "tests.world", "tests.builtin_model"]

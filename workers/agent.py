@@ -19,6 +19,8 @@ ENGINE_READY_SECONDS = 300.0
 WORKER_GRACE_SECONDS = 30.0
 BATCH_NICE = 10  # bulk work yields the CPU to people who wait
 CONTROL_THREADS = 2
+# Idle OpenMP threads that spin would take the cores from the workers and the database of a CPU-only machine.
+PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 READY_FILE_VARIABLE = "MILLRACE__READY_FILE"
 
 
@@ -53,7 +55,7 @@ def engine_part(settings: Settings, device: Device, after: tuple[str, ...]) -> P
     return Part(
         name=f"engine-{device.name}",
         argv=python_argv("engine.server", *_engine_arguments(settings, device, endpoint), executable=sys.executable),
-        env={"CUDA_VISIBLE_DEVICES": device.uuid or "", "TOKENIZERS_PARALLELISM": "false"},
+        env={"CUDA_VISIBLE_DEVICES": device.uuid or "", "TOKENIZERS_PARALLELISM": "false", **PATIENT_THREADS},
         after=after,
         ready=lambda: _is_engine_ready(endpoint),
         ready_seconds=ENGINE_READY_SECONDS,

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.engine_models import save_tiny_model
 from tests.engine_process import DEADLINE_SECONDS, EngineClient, engine_client, engine_process
 
 SHORT = Sampling(temperature=0, max_tokens=8)
-ENDLESS = Sampling(temperature=0, ignore_eos=True)  # to the end of the context, 512 tokens
+ENDLESS = Sampling(temperature=0, ignore_eos=True)  # to the end of the context
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +27,20 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory, model_directory: Path) -> Iterator[str]:
+def endless_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose context takes minutes to fill."""
+    return save_tiny_model(tmp_path_factory.mktemp("endless"), max_position_embeddings=1_000_000)
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, endless_directory: Path) -> Iterator[str]:
     """One process for all tests that leave it as it was."""
     endpoint = f"ipc://{tmp_path_factory.mktemp('engine')}/socket"
-    models = [f"tiny={model_directory}", "null=null:", "slow=null:3600", "gone=/no/such/directory"]
+    models = [f"tiny={model_directory}", f"endless={endless_directory}", "null=null:", "slow=null:3600"]
+    models += ["gone=/no/such/directory"]
     arguments = [argument for model in models for argument in ("--model", model)]
     options = ["--preload", "tiny", "--preload", "null", "--slots", "4", "--threads", "1", "--dtype", "float32"]
+    options += ["--max-context-tokens", "1000000"]
     with engine_process(endpoint, *arguments, *options):
         yield endpoint
 
@@ -114,7 +123,7 @@ def test_wrong_requests_fail_alone_with_the_right_code(client: EngineClient, mod
     assert isinstance(answers["good too"], Finished)
 
 
-@pytest.mark.parametrize("model", ["tiny", "slow"])
+@pytest.mark.parametrize("model", ["endless", "slow"])
 def test_cancel_ends_a_request_once_and_spares_the_others(client: EngineClient, model: str) -> None:
     # Given a request that takes long, twice the same id, and cancels for ids that nobody has
     client.send(Generate("endless", model, ENDLESS, text="x"), Generate("endless", model, ENDLESS, text="x"))
@@ -211,23 +220,25 @@ def test_hello_tells_device_models_and_counters(client: EngineClient) -> None:
 
 def test_clients_with_the_same_request_ids_do_not_disturb_each_other(endpoint: str, client: EngineClient) -> None:
     with engine_client(endpoint) as other:
-        client.send(Generate("same", "tiny", ENDLESS, text="x"))
+        client.send(Generate("same", "endless", ENDLESS, text="x"))
         other.send(Generate("same", "null", text="y"))
         assert isinstance(other.outcome("same"), Finished)
         client.send(Cancel(["same"]))
         assert isinstance(client.outcome("same"), Failed)
 
 
-@pytest.mark.parametrize("model", ["tiny", "slow"])
+@pytest.mark.parametrize("model", ["endless", "slow"])
 def test_sigterm_fails_what_is_in_flight_as_retryable_and_a_restart_is_another_boot(
-    tmp_path: Path, model_directory: Path, model: str
+    tmp_path: Path, endless_directory: Path, model: str
 ) -> None:
     # Given a process with a request in flight
     endpoint = f"ipc://{tmp_path}/socket"
-    arguments = ["--model", f"tiny={model_directory}", "--model", "slow=null:3600", "--preload", model, "--threads", "1"]
+    arguments = ["--model", f"endless={endless_directory}", "--model", "slow=null:3600", "--preload", model]
+    arguments += ["--max-context-tokens", "1000000", "--threads", "1"]
     with engine_process(endpoint, *arguments) as process, engine_client(endpoint) as client:
         boot = client.wait_until_ready(model).boot_id
         client.send(Generate("running", model, ENDLESS, token_ids=[5]), Generate("waiting", model, ENDLESS, text="x"))
+        client.hello()  # it has both
         # When it is told to end
         process.send_signal(signal.SIGTERM)
         # Then what was in flight may come again, and the process ends in order
@@ -251,7 +262,8 @@ def test_hello_is_answered_while_the_model_still_loads_and_sigterm_ends_even_tha
     ):
         # Then it greets, and a request simply waits
         assert [model.state for model in client.hello().models] == ["loading"]
-        client.send(Generate("waiting", "tiny", SHORT, text="x"), Ping())
+        client.send(Generate("waiting", "tiny", SHORT, text="x"))
+        client.hello()
         # And ends when it is told to
         process.send_signal(signal.SIGTERM)
         outcome = client.outcome("waiting")
@@ -265,8 +277,6 @@ def test_the_engine_ends_with_its_parent(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = f'MILLRACE__PARENT_PID=$$ "$PYTHON" -m engine.server --endpoint ipc://{tmp_path}/socket --model n=null: & '
     script += f"echo $! > {pid_file}; wait"
-    import sys
-
     with subprocess.Popen(["sh", "-c", script], env={**os.environ, "PYTHON": sys.executable}) as shell:
         with engine_client(f"ipc://{tmp_path}/socket") as client:
             client.hello()
@@ -282,8 +292,6 @@ def test_the_engine_ends_with_its_parent(tmp_path: Path) -> None:
 
 def test_an_endpoint_that_cannot_be_bound_ends_the_process_with_a_sentence(tmp_path: Path) -> None:
     command = ["--endpoint", f"ipc://{tmp_path}/no/such/directory/socket", "--model", "n=null:"]
-    import sys
-
     completed = subprocess.run(
         [sys.executable, "-m", "engine.server", *command], capture_output=True, text=True, check=False, timeout=60
     )

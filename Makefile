@@ -1,0 +1,68 @@
+# One command per habit; `make help` lists them. Everything lives in .venv, nothing needs root.
+# A stamp remembers what is installed: pip runs, and the network is used, only after pyproject.toml changed.
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+BENCH_FLAGS ?=
+PYTEST_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+BENCHMARKS := intake system startup
+CODE := api cli core db engine tasks workers alembic benchmarks docs examples tests
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo up test check format bench docs clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12            the interpreter that makes .venv (3.11 or newer)"
+	@echo "  PIP_FLAGS=…                  given to pip, for example to choose a build of PyTorch"
+	@echo "  PYTEST_FLAGS=… BENCH_FLAGS=… given to pytest and to the benchmarks"
+
+setup: $(VENV)/.installed-dev ## make .venv with everything, the tools of developers included
+
+demo: $(VENV)/.installed ## start everything, run the shipped batch of questions, stop everything
+	@$(BIN)/millrace demo
+
+up: $(VENV)/.installed ## start everything and keep it running until Ctrl-C
+	@$(BIN)/millrace up
+
+test: $(VENV)/.installed-dev ## run all tests
+	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+check: $(VENV)/.installed-dev ## lint, format, types, import contracts, generated documentation
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m docs.generate --check
+
+format: $(VENV)/.installed-dev ## mend what ruff can mend
+	@$(BIN)/ruff check --fix $(CODE)
+	@$(BIN)/ruff format $(CODE)
+
+bench: $(VENV)/.installed-dev ## run all benchmarks (BENCH_FLAGS="--quick --json")
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(BENCH_FLAGS) || exit 1; done
+
+docs: $(VENV)/.installed-dev ## write docs/reference anew from the code
+	@$(BIN)/python -m docs.generate
+
+clean: ## remove .venv and all caches; the data directory stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) was not found: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) and sys.exit("make: expected Python 3.11 or newer, $(PYTHON) is %d.%d: name another one: make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/pip
+	$(BIN)/pip install $(PIP_FLAGS) --editable ".[engine,local]"
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
+	$(BIN)/pip install $(PIP_FLAGS) --editable ".[engine,local,dev]"
+	@touch $(VENV)/.installed $@
