@@ -5,8 +5,9 @@ Describes them for a supervisor and writes down what the node serves; starts not
 import sys
 from collections.abc import Sequence
 
+from core.errors import ModelFailure
 from core.job import ServiceClass
-from core.protocol import MODEL_LOADING
+from core.protocol import MODEL_FAILED, MODEL_LOADING
 from core.settings import Settings, settings_environment
 from db import models
 from db.connection import Database
@@ -80,8 +81,14 @@ def _engine_arguments(settings: Settings, device: Device, endpoint: str) -> list
 
 
 def _is_engine_ready(endpoint: str) -> bool:
+    """Raises ModelFailure when a model that should be there cannot be loaded."""
     hello = probe(endpoint)
-    return hello is not None and all(model.state != MODEL_LOADING for model in hello.models)
+    if hello is None:
+        return False
+    for model in hello.models:
+        if model.state == MODEL_FAILED:
+            raise ModelFailure(model.error)
+    return all(model.state != MODEL_LOADING for model in hello.models)
 
 
 def device_workers(settings: Settings, device: Device, after: tuple[str, ...]) -> list[Part]:

@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 from core.completion import parse_body
 from core.errors import InvalidRequest, LeaseLost, Unavailable
 from core.job import ServiceClass
-from core.protocol import BULK_PRIORITY, ONLINE_PRIORITY, Delta, Failed, Finished, Generate, Hello
+from core.protocol import BULK_PRIORITY, MODEL_FAILED, ONLINE_PRIORITY, Delta, Failed, Finished, Generate, Hello
 from db import chunks
 from db.chunks import Lease, Outcome, Request
 from db.connection import Database
@@ -52,7 +52,8 @@ class EngineChunkRunner:
 
     def run(self, service_class: ServiceClass) -> ChunkRun | None:
         hello = self._engine.wait_ready(self._options.engine_wait_seconds)
-        if hello is None or self._stopping.is_set():
+        models = self._usable_models(hello)
+        if hello is None or not models or self._stopping.is_set():
             logger.warning("no engine is ready: the chunk stays where it is", extra={"event": "engine.away"})
             return None
         with self._database.begin() as session:
@@ -60,13 +61,20 @@ class EngineChunkRunner:
                 session,
                 owner=self._options.owner,
                 service_class=service_class.value,
-                models=self._options.models,
+                models=models,
                 lease_seconds=self._options.lease_seconds,
             )
         if lease is None:
             return None
         priority = ONLINE_PRIORITY if service_class is ServiceClass.ONLINE else BULK_PRIORITY
         return _Execution(self._database, self._engine, self._options, self._stopping, lease).run(hello, priority)
+
+    def _usable_models(self, hello: Hello | None) -> list[str]:
+        """Rows of a model that cannot be loaded wait; the engine is asked to try again."""
+        failed = {model.name for model in hello.models if model.state == MODEL_FAILED} if hello else set()
+        for name in failed:
+            self._engine.load(name)
+        return [name for name in self._options.models if name not in failed]
 
 
 class _Execution:

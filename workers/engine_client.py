@@ -19,7 +19,7 @@ import zmq
 
 from core.protocol import (
     HEARTBEAT_SECONDS,
-    MODEL_READY,
+    MODEL_LOADING,
     Cancel,
     ClientFrame,
     ClientMessage,
@@ -29,6 +29,7 @@ from core.protocol import (
     Finished,
     Generate,
     Hello,
+    Load,
     Ping,
     decode_engine,
     encode,
@@ -50,11 +51,12 @@ class EngineClient:
         self._endpoint = endpoint
         self._identity = f"{name}-{uuid4().hex[:12]}".encode()
         self._clock = clock
-        self._commands: SimpleQueue[list[Generate] | list[str] | None] = SimpleQueue()
+        self._commands: SimpleQueue[Sequence[Generate | Load | str] | None] = SimpleQueue()
         self._sinks: dict[str, Sink] = {}
         self._waiting: deque[Generate] = deque()
         self._in_flight: set[str] = set()
         self._cancelling: list[str] = []
+        self._loading: set[Load] = set()
         self._hello: Hello | None = None
         self._heard_at = 0.0
         self._changed = threading.Condition()
@@ -77,13 +79,13 @@ class EngineClient:
         return self._hello
 
     def wait_ready(self, timeout_seconds: float) -> Hello | None:
-        """Waits until the engine is there and one of its models is loaded; None when it is not in time."""
+        """Waits until the engine is there with a model that is not just being loaded; None when it is not in time."""
         with self._changed:
             self._changed.wait_for(self._is_ready, timeout_seconds)
             return self._hello if self._is_ready() else None
 
     def _is_ready(self) -> bool:
-        return self._hello is not None and any(model.state == MODEL_READY for model in self._hello.models)
+        return self._hello is not None and any(model.state != MODEL_LOADING for model in self._hello.models)
 
     def submit(self, requests: Sequence[Generate], sink: Sink) -> None:
         """`sink` is called on the I/O thread with every answer: it must only hand it on."""
@@ -97,7 +99,11 @@ class EngineClient:
             self._sinks.pop(request_id, None)
         self._command(list(ids))
 
-    def _command(self, command: list[Generate] | list[str] | None) -> None:
+    def load(self, model: str) -> None:
+        """Asks the engine to try again with a model that could not be loaded; it decides when."""
+        self._command([Load(model)])
+
+    def _command(self, command: Sequence[Generate | Load | str] | None) -> None:
         self._commands.put(command)
         os.write(self._wake_writer, b"x")
 
@@ -143,15 +149,16 @@ class EngineClient:
             if command is None:
                 return False
             for item in command:
-                if isinstance(item, Generate):
-                    self._waiting.append(item)
-                else:
-                    self._drop(item)
+                self._take_command(item)
         return True
 
-    def _drop(self, request_id: str) -> None:
-        if request_id in self._in_flight:
-            self._cancelling.append(request_id)
+    def _take_command(self, item: Generate | Load | str) -> None:
+        if isinstance(item, Generate):
+            self._waiting.append(item)
+        elif isinstance(item, Load):
+            self._loading.add(item)
+        elif item in self._in_flight:
+            self._cancelling.append(item)
 
     def _receive(self, socket: "zmq.Socket[bytes]") -> None:
         while True:
@@ -205,6 +212,7 @@ class EngineClient:
         messages = self._due_requests()
         if self._cancelling:
             messages.append(Cancel(self._cancelling))
+        messages += self._loading
         if not messages and self._clock() >= self._ping_at:
             messages.append(Ping())
         if not messages:
@@ -215,6 +223,7 @@ class EngineClient:
             self._put_back(messages)
             return
         self._cancelling = []
+        self._loading.clear()
         self._ping_at = self._clock() + HEARTBEAT_SECONDS
 
     def _due_requests(self) -> list[ClientMessage]:

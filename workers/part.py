@@ -28,6 +28,7 @@ class Part:
     cwd: None is an empty directory of its own, so that no file of the user's can shadow a module of ours.
     prepare: called before every start, first or repeated; what it raises is the reason why the part cannot start.
     ready: asked again and again until it says True, so it must return within a second; None is ready once started.
+        A MillraceError says that it never will be.
     note: what the line that reports the part says about it, such as a version.
     after: names of the parts that must be ready first. Parts are stopped in the opposite order.
     runs_once: a job, ready when it has exited with status 0.

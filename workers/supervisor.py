@@ -166,12 +166,21 @@ class Supervisor:
             self._become_ready(watched)
         elif status is not None:
             self._bury(watched, child, f"ended with {describe_exit(status)}")
-        elif watched.phase is _Phase.STARTING and self._answers(watched.part):
-            self._become_ready(watched)
-        elif watched.phase is _Phase.STARTING and self._up_seconds(watched) > watched.part.ready_seconds:
-            self._bury(watched, child, f"was not ready within {watched.part.ready_seconds:g} s")
+        elif watched.phase is _Phase.STARTING:
+            self._probe(watched, child)
         elif watched.num_deaths and self._backoff.is_stable(self._up_seconds(watched)):
             watched.num_deaths = 0
+
+    def _probe(self, watched: _Watched, child: Child) -> None:
+        try:
+            answers = self._answers(watched.part)
+        except MillraceError as error:  # it says itself that it never will
+            self._bury(watched, child, f"cannot become ready: {error.message}")
+            return
+        if answers:
+            self._become_ready(watched)
+        elif self._up_seconds(watched) > watched.part.ready_seconds:
+            self._bury(watched, child, f"was not ready within {watched.part.ready_seconds:g} s")
 
     def _answers(self, part: Part) -> bool:
         return not part.runs_once and (part.ready is None or part.ready())

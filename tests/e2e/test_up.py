@@ -76,7 +76,7 @@ class Up:
         parts = psutil.Process(self.process.pid).children()
         return next((part for part in parts if any(word in argument for argument in part.cmdline())), None)
 
-    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+    def stop(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
         return self.process.wait(timeout=DEADLINE_SECONDS)
 
@@ -100,6 +100,8 @@ def foreign_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def up(foreign_directory: Path) -> Iterator[Up]:
     with running_up(foreign_directory) as up:
         yield up
+        assert up.stop(signal.SIGTERM) == 0
+        assert find_processes(up.instance.identity) == []
 
 
 @contextmanager
@@ -219,10 +221,7 @@ def test_a_part_that_is_killed_comes_back(up: Up, word: str) -> None:
     up.wait_until(up.answers)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_killed_up_leaves_nothing_in_the_way_of_the_next_which_stops_cleanly(
-    foreign_directory: Path, number: signal.Signals
-) -> None:
+def test_a_killed_up_leaves_nothing_in_the_way_of_the_next_which_ctrl_c_stops_cleanly(foreign_directory: Path) -> None:
     with running_up(foreign_directory) as up:
         # Given
         created = get(f"{up.url}/v1/models")["data"][0]["created"]
@@ -235,7 +234,7 @@ def test_a_killed_up_leaves_nothing_in_the_way_of_the_next_which_stops_cleanly(
         assert get(f"{up.url}/v1/models")["data"][0]["created"] == created
 
         # When
-        status = up.stop(number)
+        status = up.stop(signal.SIGINT)
 
         # Then
         assert status == 0

@@ -60,7 +60,7 @@ def test_a_reader_that_goes_away_silences_the_reporter_and_nothing_else() -> Non
     # Given
     reading, writing = os.pipe()
     os.close(reading)
-    with os.fdopen(writing, "w", buffering=1) as pipe:
+    with io.TextIOWrapper(os.fdopen(writing, "wb", buffering=0), write_through=True) as pipe:
         reporter = Reporter(PatientConsole(file=pipe))
 
         # Then

@@ -1,0 +1,259 @@
+"""Chunks run by the real runner against PostgreSQL and a real engine process: what is written, and what a shutdown, a
+lost lease, a cancelled job, a bad row or a dead engine leave behind."""
+
+import json
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from core.completion import TEXT_ENDPOINT
+from core.job import JobState, ServiceClass
+from db import jobs
+from tasks import reconciler
+from tasks.intake import validate
+from tasks.services import ChunkRun
+from tests.engine_process import engine_process
+from tests.world import MODEL, World, batch_file, success
+from workers.chunk_run import EngineChunkRunner, RunnerOptions
+from workers.engine_client import EngineClient
+
+DEADLINE_SECONDS = 60.0
+
+
+@dataclass
+class Node:
+    """A worker of one thread and its engine, which answers after `delay` seconds."""
+
+    world: World
+    stack: ExitStack
+    endpoint: str
+
+    def start_engine(self, delay: float = 0.0, model: str = MODEL) -> "subprocess.Popen[bytes]":
+        return self.stack.enter_context(
+            engine_process(self.endpoint, "--model", f"{model}=null:{delay}", "--preload", model)
+        )
+
+    def runner(self, **options: object) -> EngineChunkRunner:
+        client = EngineClient(self.endpoint)
+        client.start()
+        self.stack.callback(client.close)
+        values = {
+            "owner": "worker",
+            "models": (MODEL,),
+            "lease_seconds": 30.0,
+            "write_interval_seconds": 0.02,
+            "engine_wait_seconds": DEADLINE_SECONDS,
+            "max_chunk_crashes": 2,
+            **options,
+        }
+        return EngineChunkRunner(self.world.database, client, RunnerOptions(**values), self.world.stopping)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def node(world: World, tmp_path: Path) -> Iterator[Node]:
+    with ExitStack() as stack:
+        yield Node(world, stack, f"ipc://{tmp_path}/engine.sock")
+
+
+def outcomes(world: World) -> dict[int, tuple[int | None, dict[str, object]]]:
+    with world.database.begin() as session:
+        rows = session.execute(text("SELECT index, status_code, body FROM outcomes ORDER BY index")).all()
+    return {row[0]: (row[1], json.loads(row[2])) for row in rows}
+
+
+def chunk(world: World) -> tuple[str, int, int, int]:
+    """State, attempt, times handed back, crashes of the only chunk."""
+    with world.database.begin() as session:
+        row = session.execute(text("SELECT state, attempt, num_handed_back, num_crashes FROM chunks")).one()
+    return row[0], row[1], row[2], row[3]
+
+
+def until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class InBackground:
+    """Runs one chunk on a thread, so that the test can interfere."""
+
+    def __init__(self, runner: EngineChunkRunner) -> None:
+        self.results: list[ChunkRun | None] = []
+        self._thread = threading.Thread(target=lambda: self.results.append(runner.run(ServiceClass.BATCH)))
+        self._thread.start()
+
+    def result(self) -> ChunkRun | None:
+        self._thread.join(DEADLINE_SECONDS)
+        return self.results[0]
+
+
+def test_a_chunk_runs_to_its_end(node: Node) -> None:
+    # Given
+    node.start_engine()
+    job = node.world.start_job(10)
+    # When
+    run = node.runner().run(ServiceClass.BATCH)
+    # Then
+    assert run is not None
+    assert (run.job_public_id, run.is_done, run.is_closed) == (job.public_id, True, True)
+    assert {status for status, _ in outcomes(node.world).values()} == {200}
+    assert chunk(node.world)[0] == "done"
+
+
+def test_nothing_waiting_is_nothing_done(node: Node) -> None:
+    # Given
+    node.start_engine()
+    # When / Then
+    assert node.runner().run(ServiceClass.BATCH) is None
+
+
+def test_without_an_engine_nothing_is_claimed(node: Node) -> None:
+    # Given
+    node.world.start_job(10)
+    # When
+    run = node.runner(engine_wait_seconds=0.1).run(ServiceClass.BATCH)
+    # Then
+    assert run is None
+    assert chunk(node.world) == ("waiting", 0, 0, 0)
+
+
+def test_a_row_that_fails_fails_alone(node: Node) -> None:
+    # Given a chunk whose second row has a prompt that no engine takes
+    node.start_engine()
+    rows = [
+        {"custom_id": prompt, "method": "POST", "url": TEXT_ENDPOINT, "body": {"model": MODEL, "prompt": prompt[1:]}}
+        for prompt in ("1one", "2", "3three")
+    ]
+    job = node.world.submit(b"\n".join(json.dumps(row).encode() for row in rows), endpoint=TEXT_ENDPOINT)
+    assert validate(node.world.services, job.public_id)
+    # When
+    node.runner().run(ServiceClass.BATCH)
+    # Then
+    assert [status for status, _ in outcomes(node.world).values()] == [200, 400, 200]
+    assert chunk(node.world)[0] == "done"
+
+
+def test_a_shutdown_writes_what_is_finished_and_hands_the_rest_back(node: Node) -> None:
+    # Given a chunk that would run for a long time
+    node.start_engine(delay=3600)
+    node.world.start_job(10)
+    running = InBackground(node.runner())
+    until(lambda: chunk(node.world)[0] == "running")
+    # When
+    node.world.stopping.set()
+    # Then
+    run = running.result()
+    assert run is not None
+    assert not run.is_closed
+    assert chunk(node.world) == ("waiting", 1, 1, 0)
+
+
+def test_a_cancelled_job_ends_its_running_chunk(node: Node) -> None:
+    # Given
+    node.start_engine(delay=3600)
+    job = node.world.start_job(10)
+    running = InBackground(node.runner(lease_seconds=1.0))
+    until(lambda: chunk(node.world)[0] == "running")
+    # When
+    with node.world.database.begin() as session:
+        jobs.stop(session, job, JobState.CANCELLED)
+    # Then
+    run = running.result()
+    assert run is not None
+    assert run.is_closed
+    assert not run.is_done
+    assert chunk(node.world)[0] == "cancelled"
+
+
+def test_a_worker_that_lost_its_lease_stops_without_a_trace(node: Node) -> None:
+    # Given
+    node.start_engine(delay=3600)
+    node.world.start_job(10)
+    running = InBackground(node.runner(lease_seconds=1.0))
+    until(lambda: chunk(node.world)[0] == "running")
+    # When somebody else gets the chunk
+    with node.world.database.begin() as session:
+        session.execute(text("UPDATE chunks SET lease_until = now() - interval '1 hour'"))
+        session.execute(text("UPDATE chunks SET owner = 'heir', attempt = attempt + 1"))
+    # Then
+    run = running.result()
+    assert run is not None
+    assert not run.is_closed
+    assert outcomes(node.world) == {}
+    with node.world.database.begin() as session:
+        assert session.execute(text("SELECT owner FROM chunks")).scalar() == "heir"
+
+
+def test_after_an_engine_crash_the_chunk_waits_again_and_says_so(node: Node) -> None:
+    # Given
+    engine = node.start_engine(delay=3600)
+    node.world.start_job(10)
+    running = InBackground(node.runner())
+    until(lambda: chunk(node.world)[0] == "running")
+    # When the engine dies while the requests are there, and another one comes
+    engine.send_signal(signal.SIGKILL)
+    engine.wait()
+    node.start_engine()
+    # Then
+    assert running.result() is not None
+    until(lambda: chunk(node.world)[0] == "waiting")
+    # And the next run answers everything
+    node.runner().run(ServiceClass.BATCH)
+    assert len(outcomes(node.world)) == 10
+
+
+def test_a_chunk_that_crashed_too_often_fails_its_unfinished_rows_and_keeps_the_others(node: Node) -> None:
+    # Given
+    node.start_engine()
+    node.world.start_job(10)
+    lease = node.world.claim()
+    assert lease is not None
+    node.world.write(lease, [success(0)])
+    with node.world.database.begin() as session:
+        session.execute(text("UPDATE chunks SET num_crashes = 2, lease_until = now() - interval '1 hour'"))
+    reconciler.take_back(node.world.services)
+    # When
+    run = node.runner().run(ServiceClass.BATCH)
+    # Then
+    assert run is not None
+    assert run.is_done
+    found = outcomes(node.world)
+    assert found[0][0] == 200
+    assert {status for index, (status, _) in found.items() if index > 0} == {500}
+    assert "engine_crashed" in json.dumps(found[5][1])
+
+
+def test_a_model_that_cannot_be_loaded_leaves_its_rows_waiting(node: Node) -> None:
+    # Given an engine whose model has no files
+    node.stack.enter_context(engine_process(node.endpoint, "--model", f"{MODEL}=/nowhere/at/all", "--preload", MODEL))
+    node.world.start_job(10)
+    # When
+    run = node.runner(engine_wait_seconds=DEADLINE_SECONDS).run(ServiceClass.BATCH)
+    # Then
+    assert run is None
+    assert chunk(node.world)[0] == "waiting"
+
+
+def test_leases_are_renewed_while_an_answer_takes_long(node: Node) -> None:
+    # Given answers that take three times as long as a lease
+    node.start_engine(delay=1.5)
+    node.world.submit(batch_file(range(5)))
+    node.world.start_job(5)
+    running = InBackground(node.runner(lease_seconds=0.5))
+    # When the reconciler looks all the time
+    until(lambda: reconciler.take_back(node.world.services) or running.results)
+    # Then
+    run = running.result()
+    assert run is not None
+    assert run.is_done
+    with node.world.database.begin() as session:
+        assert session.execute(text("SELECT max(attempt) FROM chunks")).scalar() == 1
