@@ -124,6 +124,8 @@ def check_postgresql(settings: Settings) -> Finding:
         return _ask_postgresql(settings.database_url, "check MILLRACE_DATABASE_URL and that the server runs")
     try:
         version = postgresql.binary_version(postgresql.installed_binaries(), None)
+        if version is None:
+            return Finding("postgresql", Level.FAIL, "the embedded one cannot be run", f"run {postgresql.INSTALL}")
         if Instance.of(settings).holder() is None:
             return Finding("postgresql", Level.OK, f"embedded {version}, starts with `millrace up`")
         url = postgresql.locate_cluster(Instance.of(settings), lambda _: None).url

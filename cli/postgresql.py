@@ -198,30 +198,29 @@ def _copy_installation(binaries: Path, say: Callable[[str], None]) -> Path:
 
 
 def _home(instance: Instance, account: Account | None, say: Callable[[str], None]) -> Path:
-    """The directory that holds the cluster."""
-    if account is None or _can_enter(instance.data_path, account):
+    """The directory that holds the cluster: the data directory, if the account gets there and no cluster was put
+    elsewhere before."""
+    elsewhere = SYSTEM_PATH / instance.identity / "data"
+    has_cluster = (instance.data_path / NAME).exists()
+    if account is None or (_can_enter(instance.data_path, account) and (has_cluster or not elsewhere.exists())):
         return instance.data_path
-    if (instance.data_path / NAME / "PG_VERSION").exists():
+    if has_cluster:
         raise ConfigurationError(
             f"the database is in {instance.data_path / NAME}, which user {account.name} can no longer reach: let it "
             f"through (chmod o+x on each directory above), or give another --data-dir"
         )
-    home = _system_home(instance, "data")
-    say(f"PostgreSQL keeps its data in {home}: its user {account.name} cannot reach {instance.data_path}")
-    return home
+    say(f"PostgreSQL keeps its data in {elsewhere}: its user {account.name} cannot reach {instance.data_path}")
+    make_directory(elsewhere, 0o711)
+    return elsewhere
 
 
 def _socket_home(instance: Instance, account: Account | None) -> Path:
     """The directory that holds the directory of the socket."""
     if account is None or _can_enter(instance.run_path, account):
         return instance.run_path
-    return _system_home(instance, "run")
-
-
-def _system_home(instance: Instance, purpose: str) -> Path:
-    path = SYSTEM_PATH / instance.identity / purpose
-    make_directory(path, 0o711)
-    return path
+    home = SYSTEM_PATH / instance.identity / "run"
+    make_directory(home, 0o711)
+    return home
 
 
 def _can_enter(path: Path, account: Account) -> bool:

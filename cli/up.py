@@ -94,8 +94,8 @@ def migrate(settings: Settings) -> None:
     assert settings.redis_url is not None
     check_redis(settings.redis_url)
     database = Database(settings.database_url, pool_size=1)
-    check_database(database)
     try:
+        check_database(database)
         upgrade(settings.database_url)
         register(settings, database)
     except CommandError as error:
@@ -109,6 +109,7 @@ def migrate(settings: Settings) -> None:
 
 
 def check_database(database: Database) -> None:
+    """Raises Unavailable, naming the setting."""
     try:
         database.check()
     except Unavailable as error:
@@ -125,7 +126,7 @@ def check_redis(url: str) -> str:
 
 
 def builtin_model_part(settings: Settings) -> list[Part]:
-    """Trains the built-in model, or finds that it is there. None when nobody asked for it."""
+    """Trains the built-in model, or finds that it is there. Empty when nobody asked for it."""
     directory = builtin_model_directory(settings.data_path)
     if directory not in settings.model_sources.values():
         return []

@@ -75,11 +75,11 @@ class Link:
         self._heard: dict[bytes, float] = {}
         self._outbox: queue.SimpleQueue[tuple[bytes, list[EngineMessage]]] = queue.SimpleQueue()
         self._is_closing = False
+        self._context = zmq.Context()
+        self._socket = self._bind(endpoint)
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
-        self._context = zmq.Context()
-        self._socket = self._bind(endpoint)
         self._thread = threading.Thread(target=self._work, name="link", daemon=True)
 
     def start(self) -> None:
@@ -108,7 +108,7 @@ class Link:
         try:
             router.bind(endpoint)
         except zmq.ZMQError as error:
-            router.close(linger=0)
+            self._context.destroy(linger=0)
             raise ConfigurationError(f"expected an endpoint that can be bound, got {endpoint}: {error}") from error
         return router
 

@@ -56,8 +56,8 @@ class Instance:
         _check_own(self.run_path)
 
     def clear(self) -> None:
-        """Remove the directory of the sockets, after everything has stopped."""
-        if self.run_path.exists():
+        """Remove the directory of the sockets, after everything has stopped; never one that somebody else made."""
+        if _is_own(self.run_path):
             shutil.rmtree(self.run_path)
 
     @contextmanager
@@ -124,9 +124,17 @@ def check_writable(path: Path) -> None:
 
 def _check_own(path: Path) -> None:
     """Anybody may make a directory in /tmp under the name that we are about to use."""
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise ConfigurationError(f"{path} must be a directory that only you can write; remove it and start again")
+    if not _is_own(path):
+        raise ConfigurationError(f"{path} must be a directory that only you can write: remove it and start again")
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is a directory, no link to one, that nobody but us can write."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def end_leftovers(identity: str, grace_seconds: float = 10.0) -> list[str]:

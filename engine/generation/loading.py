@@ -18,6 +18,7 @@ from core.prompts import PromptCodec
 from engine.generation import attention
 from engine.generation.generator import Generator, ModelFacts
 from engine.generation.kv import KvGrid
+from engine.generation.linear import pack_linears
 from engine.generation.memory import kv_budget_bytes
 from engine.generation.probe import probe
 from engine.generation.runner import Runner
@@ -71,7 +72,9 @@ def load_generator(name: str, source: str, options: LoadOptions) -> Generator:
 
 def build_generator(name: str, model: Any, codec: PromptCodec, options: LoadOptions) -> Generator:
     """From a model in memory. Raises ModelFailure where the probe finds another result than the model's own."""
+    weight_bytes = model.get_memory_footprint()
     attention.register()
+    pack_linears(model)
     grid = KvGrid((2, SMALLEST_WIDTH))
     runner = Runner(model, grid, options.torch_device)
     probe(name, model, runner, grid)
@@ -82,7 +85,7 @@ def build_generator(name: str, model: Any, codec: PromptCodec, options: LoadOpti
         context_tokens=pool.context_tokens,
         vocabulary_size=model.get_input_embeddings().weight.shape[0],
         end_ids=_end_ids(model),
-        weight_bytes=model.get_memory_footprint(),
+        weight_bytes=weight_bytes,
     )
     return Generator(runner, codec, facts, Scheduler(pool, options.prefill_tokens), pool)
 

@@ -188,6 +188,10 @@ def test_a_directory_closed_to_the_user_of_postgresql_stays_closed(tmp_path: Pat
         assert str(cluster.data_path.parent) in said[0]
         assert tmp_path.stat().st_mode & 0o777 == 0o700
 
+        # When it is opened later, the data stays where it is
+        tmp_path.chmod(0o711)
+        assert locate_cluster(instance, said.append) == cluster
+
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
 def test_binaries_that_the_user_of_postgresql_cannot_reach_are_copied_once(

@@ -68,6 +68,28 @@ def test_a_run_directory_that_others_can_write_is_refused(tmp_path: Path) -> Non
         instance_in(tmp_path).prepare()
 
 
+def test_only_a_run_directory_of_our_own_is_removed(tmp_path: Path) -> None:
+    # Given
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").touch()
+    (tmp_path / "run").symlink_to("elsewhere")
+
+    # When
+    instance_in(tmp_path).clear()
+
+    # Then
+    assert (tmp_path / "elsewhere" / "file").exists()
+
+    # When
+    (tmp_path / "run").unlink()
+    instance_in(tmp_path).prepare()
+    instance_in(tmp_path).clear()
+    instance_in(tmp_path).clear()
+
+    # Then
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_directory_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="set TMPDIR to a shorter directory"):
         Instance(tmp_path / "data", tmp_path / ("x" * 90)).prepare()

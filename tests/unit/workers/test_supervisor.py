@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core.errors import ConfigurationError, Interrupted, Unavailable
+from core.errors import ConfigurationError, Interrupted, ModelFailure, Unavailable
 from core.lifeline import INSTANCE_VARIABLE, PARENT_VARIABLE
 from core.settings import Settings
 from workers.instance import Instance, end_leftovers, find_processes
@@ -116,6 +116,37 @@ def test_what_is_not_ready_in_time_ends_the_start(stage: Stage) -> None:
     with pytest.raises(Unavailable, match=r"slow was not ready within 0.05 s"):
         stage.supervisor.wait_ready()
     assert find_processes(stage.instance.identity) == []
+
+
+def test_a_part_that_says_it_never_will_be_ready_ends_the_start(stage: Stage) -> None:
+    def ready() -> bool:
+        raise ModelFailure("the weights are broken")
+
+    stage.supervisor.launch([python("engine", FOREVER, ready=ready)])
+    with pytest.raises(Unavailable, match="engine cannot become ready: the weights are broken"):
+        stage.supervisor.wait_ready()
+
+
+def test_what_cannot_be_prepared_again_is_tried_until_it_can(stage: Stage, tmp_path: Path) -> None:
+    # Given
+    obstacle = tmp_path / "obstacle"
+
+    def prepare() -> None:
+        if obstacle.exists():
+            raise OSError("the disk is full")
+
+    stage.supervisor.launch([python("part", FOREVER, prepare=prepare)])
+    stage.supervisor.wait_ready()
+
+    # When
+    obstacle.touch()
+    for process in find_processes(stage.instance.identity):
+        process.kill()
+    stage.wait_until(lambda: stage.said("part cannot be started: the disk is full; it is started again in"))
+    obstacle.unlink()
+
+    # Then
+    stage.wait_until(lambda: stage.said("part", "(again)"))
 
 
 def test_a_program_that_does_not_exist_is_a_sentence(stage: Stage) -> None:

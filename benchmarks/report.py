@@ -1,0 +1,118 @@
+"""What every benchmark shares: its command line, the name of the machine, and how figures are printed.
+
+For people a line or a table per figure, with `--json` one object per line: name, value, unit, machine. The standard
+output holds figures alone; what started processes say goes to the standard error.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import psutil
+
+DIGITS = 4
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """num_requests: 0 leaves it to the benchmark."""
+
+    is_quick: bool
+    as_json: bool
+    num_requests: int = 0
+
+
+def parse_options(description: str | None, arguments: Sequence[str] | None = None) -> Options:
+    """Ends the process with status 2 and a sentence where the arguments are wrong."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one short round: to see that it works")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--requests", type=int, default=0, metavar="N", help="how many, where there is a choice")
+    given = parser.parse_args(arguments)
+    if given.requests < 0:
+        parser.error(f"--requests: expected 0 or more, got {given.requests}")
+    return Options(given.quick, given.json, given.requests)
+
+
+class Report:
+    """Prints figures as they come."""
+
+    def __init__(self, stream: TextIO, machine: str, *, as_json: bool) -> None:
+        self._stream = stream
+        self._machine = machine
+        self._as_json = as_json
+
+    def title(self, text: str) -> None:
+        if not self._as_json:
+            self._print(f"\n{text}\n  on {self._machine}")
+
+    def add(self, name: str, value: float, unit: str) -> None:
+        if self._as_json:
+            self._print_object(name, value, unit)
+        else:
+            self._print(f"  {name:<44}{_text(value):>12} {unit}")
+
+    def table(self, name: str, unit: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+        """rows: row -> column -> value, the same columns in each. In JSON every cell is `name.row.column`."""
+        if self._as_json:
+            for row, cells in rows.items():
+                for column, value in cells.items():
+                    self._print_object(f"{name}.{row}.{column}", value, unit)
+            return
+        columns = list(next(iter(rows.values()), {}))
+        self._print(f"  {f'{name} ({unit})':<44}" + "".join(f"{column:>12}" for column in columns))
+        for row, cells in rows.items():
+            self._print(f"    {row:<42}" + "".join(f"{_text(cells[column]):>12}" for column in columns))
+
+    def _print_object(self, name: str, value: float, unit: str) -> None:
+        rounded = float(f"{value:.{DIGITS}g}") if abs(value) < 10**DIGITS else round(value)
+        self._print(json.dumps({"name": name, "value": rounded, "unit": unit, "machine": self._machine}))
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+
+def _text(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10 ** (DIGITS - 1) else f"{value:.{DIGITS - 1}g}"
+
+
+def open_report(title: str, options: Options, gpu: str | None = None) -> Report:
+    """The report takes the standard output for itself; from here on everybody else's goes to the standard error."""
+    sys.stdout.flush()
+    stream = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    report = Report(stream, gpu or machine_name(), as_json=options.as_json)
+    report.title(title)
+    return report
+
+
+def machine_name() -> str:
+    memory_bytes = psutil.virtual_memory().total
+    return f"{_cpu_model()}, {os.cpu_count()} cores, {memory_bytes / 2**30:.0f} GB"
+
+
+def _cpu_model() -> str:
+    if _CPU_INFO.exists():
+        for line in _CPU_INFO.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """Between the two nearest values, as PostgreSQL's `percentile_cont`. Raises ValueError where there is no value."""
+    if not values:
+        raise ValueError("percentile: expected at least one value")
+    ordered = sorted(values)
+    position = fraction * (len(ordered) - 1)
+    lower = int(position)
+    upper = min(lower + 1, len(ordered) - 1)
+    return ordered[lower] + (ordered[upper] - ordered[lower]) * (position - lower)

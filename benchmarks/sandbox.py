@@ -1,0 +1,110 @@
+"""A Millrace of a benchmark's own: a data directory that disappears, free ports, and its servers or its engine alone,
+made and run exactly as `millrace up` makes and runs them.
+"""
+
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from cli.postgresql import SYSTEM_PATH
+from cli.servers import embedded_servers
+from cli.up import migrate
+from core.settings import Settings
+from workers.agent import engine_endpoint, engine_part, node_devices
+from workers.devices import Device
+from workers.engine_client import EngineClient
+from workers.instance import Instance, directory_mode
+from workers.part import Part
+from workers.supervisor import Supervisor
+
+ENGINE_SECONDS = 300.0
+
+
+@contextmanager
+def temporary_settings(models: str) -> Iterator[Settings]:
+    """Default settings on one device, with a data directory and ports that nobody else has."""
+    root = Path(tempfile.mkdtemp(prefix="millrace-benchmark-"))
+    root.chmod(directory_mode())  # root's PostgreSQL runs as somebody else, who must get through
+    port, flower_port = _free_ports()
+    settings = Settings(
+        data_dir=str(root / "data"),
+        port=port,
+        flower_port=flower_port,
+        models=models,
+        devices=first_device().uuid or "cpu",
+    )
+    try:
+        yield settings
+    finally:
+        instance = Instance.of(settings)
+        for path in (root, instance.run_path, SYSTEM_PATH / instance.identity):
+            if path.exists():
+                shutil.rmtree(path)
+
+
+def first_device() -> Device:
+    """One device, also where there are more: an engine alone is compared with a system of one engine."""
+    return node_devices(Settings())[0]
+
+
+def gpu_name() -> str | None:
+    device = first_device()
+    return device.description if device.is_gpu else None
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        return one.getsockname()[1], other.getsockname()[1]
+
+
+@contextmanager
+def running_servers(settings: Settings) -> Iterator[Settings]:
+    """The embedded servers, migrated, and the settings that name them."""
+    instance = Instance.of(settings)
+    instance.prepare()
+    settings, parts = embedded_servers(settings, _say)
+    with _running_parts(instance, parts):
+        migrate(settings)
+        yield settings
+
+
+@contextmanager
+def running_engine(settings: Settings) -> Iterator[EngineClient]:
+    """The engine of the first device and a client of it; nothing else."""
+    instance = Instance.of(settings)
+    instance.prepare()
+    device = node_devices(settings)[0]
+    with _running_parts(instance, [engine_part(settings, device, ())]):
+        client = EngineClient(engine_endpoint(settings, device), name="benchmark")
+        client.start()
+        try:
+            assert client.wait_ready(ENGINE_SECONDS) is not None, "the engine is up, but says that it is not ready"
+            yield client
+        finally:
+            client.close()
+
+
+@contextmanager
+def _running_parts(instance: Instance, parts: Sequence[Part]) -> Iterator[None]:
+    supervisor = Supervisor(instance, _say)
+    try:
+        supervisor.launch(parts)
+        supervisor.wait_ready()
+        yield
+    finally:
+        supervisor.stop_all()
+        instance.clear()
+
+
+def with_models(settings: Settings, models: str) -> Settings:
+    return msgspec.structs.replace(settings, models=models)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
