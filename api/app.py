@@ -7,7 +7,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from redis.asyncio import Redis as AsyncRedis
 
-from api import batches, completions, errors, files, health, jobs, models
+from api import batches, completions, errors, files, health, home, jobs, models
 from api.context import Context
 from api.limits import BodyLimit
 from core.errors import ConfigurationError
@@ -46,7 +46,7 @@ def create_api(settings: Settings) -> FastAPI:
         summary="LLM jobs on your own GPUs: OpenAI-compatible batches and completions.",
         lifespan=lifespan,
     )
-    for module in (files, batches, models, completions, jobs, health):
+    for module in (files, batches, models, completions, jobs, health, home):
         app.include_router(module.router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_file_bytes)
     errors.install(app)

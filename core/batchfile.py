@@ -108,6 +108,8 @@ class BatchReader:
                 f"expected a custom_id of 1 to {MAX_CUSTOM_ID_CHARACTERS} characters, got {len(line.custom_id)}",
                 param="custom_id",
             )
+        if "\0" in line.custom_id:
+            raise InvalidRequest("expected a custom_id without NUL characters, got one with \\u0000", param="custom_id")
         if line.custom_id in self._seen:
             raise InvalidRequest(
                 f"custom_id {line.custom_id!r} stands in an earlier line; give every request its own",

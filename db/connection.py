@@ -1,6 +1,7 @@
 """Connections to PostgreSQL: one pooled SQLAlchemy engine per process, one transaction per `Database.begin()`.
 
-Foreign exceptions are translated here: a server that is away becomes `Unavailable`, anything else passes as it is.
+Foreign exceptions are translated here: a server that is away becomes `Unavailable`, a value that it cannot
+store `InvalidRequest`; anything else passes as it is.
 """
 
 from collections.abc import Iterator
@@ -8,11 +9,11 @@ from contextlib import contextmanager
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.errors import ConfigurationError, Unavailable
+from core.errors import ConfigurationError, InvalidRequest, Unavailable
 
 CONNECT_TIMEOUT_SECONDS = 5
 POOL_TIMEOUT_SECONDS = 10.0
@@ -53,12 +54,15 @@ class Database:
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
-        """Raises Unavailable when the server is away or the pool is exhausted."""
+        """Raises Unavailable when the server is away or the pool is exhausted, InvalidRequest when a value cannot be
+        stored (a NUL character, a number out of range)."""
         try:
             with self._sessions.begin() as session:
                 yield session
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise Unavailable(f"PostgreSQL is away: {_reason(error)}; it will be tried again") from error
+        except DataError as error:
+            raise InvalidRequest(f"PostgreSQL cannot store a value: {_reason(error)}") from error
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise Unavailable(f"PostgreSQL closed the connection: {_reason(error)}") from error

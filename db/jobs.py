@@ -195,7 +195,6 @@ def overdue(session: Session) -> Sequence[JobRow]:
     return session.scalars(
         select(JobRow)
         .where(
-            JobRow.state.in_(UNFINISHED_STATES),
             JobRow.state == JobState.IN_PROGRESS.value,
             JobRow.ending.is_(None),
             JobRow.expires_at < func.clock_timestamp(),

@@ -8,7 +8,7 @@ from celery import shared_task
 from sqlalchemy.orm import Session
 
 from core.batchfile import BatchFileError, BatchReader, LineError, split_lines
-from core.errors import NotFound
+from core.errors import MillraceError, NotFound
 from core.job import JobState
 from db import intake, jobs, models
 from db.tables import JobRow
@@ -17,6 +17,8 @@ from tasks.messages import VALIDATE_BATCH
 from tasks.services import Services, current
 
 logger = logging.getLogger(__name__)
+
+_FAULT = "the server failed while it validated this file; its log (upkeep.log) says why"
 
 
 @shared_task(name=VALIDATE_BATCH)
@@ -39,6 +41,12 @@ def validate(services: Services, public_id: str) -> bool:
         return False
     except NotFound as error:
         _refuse(services, public_id, [LineError("file_not_found", error.message)])
+        return False
+    except MillraceError:
+        raise
+    except Exception:  # a fault of ours must not leave the batch validating for ever
+        logger.exception("job %s could not be validated", public_id, extra={"event": "job.refused", "job": public_id})
+        _refuse(services, public_id, [LineError("internal_error", _FAULT)])
         return False
     return True
 

@@ -67,6 +67,7 @@ def test_blank_lines_and_windows_line_ends_are_harmless(world: World) -> None:
         (b'{"custom_id":7,"method":"POST","url":"/v1/chat/completions","body":{}}', ("missing_custom_id", 2, None)),
         (chat_line("row-0"), ("duplicate_custom_id", 2, "custom_id")),
         (chat_line(""), ("invalid_request", 2, "custom_id")),
+        (chat_line("a\0b"), ("invalid_request", 2, "custom_id")),
         (chat_line("x").replace(b"POST", b"GET"), ("invalid_method", 2, "method")),
         (chat_line("x").replace(b"/v1/chat/completions", b"/v1/completions"), ("invalid_url", 2, "url")),
         (chat_line("x").replace(b"/v1/chat/completions", b"/v2/other"), ("invalid_endpoint", 2, "url")),
