@@ -9,7 +9,6 @@ PYTEST_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 BENCHMARKS := intake system startup
-CODE := api cli core db engine tasks workers alembic benchmarks docs examples tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -34,15 +33,15 @@ test: $(VENV)/.installed-dev ## run all tests
 	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 check: $(VENV)/.installed-dev ## lint, format, types, import contracts, generated documentation
-	@$(BIN)/ruff check $(CODE)
-	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m docs.generate --check
 
 format: $(VENV)/.installed-dev ## mend what ruff can mend
-	@$(BIN)/ruff check --fix $(CODE)
-	@$(BIN)/ruff format $(CODE)
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
 
 bench: $(VENV)/.installed-dev ## run all benchmarks (BENCH_FLAGS="--quick --json")
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(BENCH_FLAGS) || exit 1; done

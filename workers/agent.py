@@ -42,8 +42,8 @@ def node_parts(settings: Settings, after: tuple[str, ...] = (), engine_after: tu
     for device in node_devices(settings):
         parts.append(engine_part(settings, device, engine_after))
         parts += device_workers(settings, device, after)
-    parts.append(_worker(settings, "control", ["-P", "threads", "-c", str(CONTROL_THREADS)], [CONTROL], after))
-    parts.append(_worker(settings, "upkeep", ["-P", "threads", "-c", "1"], [UPKEEP], after))
+    parts.append(_worker(settings, "control", ["--pool", "threads", "-c", str(CONTROL_THREADS)], [CONTROL], after))
+    parts.append(_worker(settings, "upkeep", ["--pool", "threads", "-c", "1"], [UPKEEP], after))
     return parts
 
 
@@ -98,9 +98,9 @@ def device_workers(settings: Settings, device: Device, after: tuple[str, ...]) -
         "MILLRACE_ENGINE_ENDPOINT": engine_endpoint(settings, device),
         "CUDA_VISIBLE_DEVICES": device.uuid or "",
     }
-    online = ["-P", "threads", "-c", str(settings.online_threads)]
-    batch = ["-P", "threads", "-c", str(settings.batch_threads)]
-    heavy = ["-P", "prefork", "-c", "1"]
+    online = ["--pool", "threads", "-c", str(settings.online_threads)]
+    batch = ["--pool", "threads", "-c", str(settings.batch_threads)]
+    heavy = ["--pool", "prefork", "-c", "1"]
     return [
         _worker(settings, f"online-{device.name}", online, inference_queues(ServiceClass.ONLINE, names), after, env),
         _worker(

@@ -129,9 +129,7 @@ def test_requests_in_flight_fail_as_lost_when_the_engine_is_restarted(engine: En
     assert all(isinstance(answer, Finished) for answer in take(answers, 3))
 
 
-def test_requests_submitted_while_the_engine_is_away_run_when_it_is_back(
-    engine: Engine, client: EngineClient
-) -> None:
+def test_requests_submitted_while_the_engine_is_away_run_when_it_is_back(engine: Engine, client: EngineClient) -> None:
     # Given
     engine.kill()
     answers: SimpleQueue[Answer] = SimpleQueue()
