@@ -1,7 +1,7 @@
 """A model of 115 M parameters with random weights, for measuring speed where no trained model can be had.
 
-Its shape is a small Llama's; its tokenizer knows the words `w0`, `w1`, … so that a prompt of any number of tokens can be
-written down. It never ends an answer by itself.
+Its shape is a small Llama's; its tokenizer knows the words `w0`, `w1`, … so that a prompt of any number of tokens can
+be written down. It never ends an answer by itself.
 """
 
 import json
@@ -32,7 +32,8 @@ def random_model(seed: int = 0) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**_SHAPE)).to(torch.bfloat16).eval()
+    model: Any = LlamaForCausalLM(LlamaConfig(**_SHAPE))
+    return model.to(torch.bfloat16).eval()
 
 
 def save_random_model(directory: Path, seed: int = 0) -> Path:
@@ -47,7 +48,7 @@ def save_tokenizer(directory: Path) -> None:
 
     words = {f"w{number}": number for number in range(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(json.dumps({}))

@@ -74,7 +74,7 @@ def tiny_model(kind: str, seed: int = 0, **changes: Any) -> Any:
 def number_tokenizer() -> Tokenizer:
     """Token n is the word `n`: what the model answered can be read off the text."""
     tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(VOCABULARY)}, unk_token="0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer
 
 

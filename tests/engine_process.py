@@ -57,8 +57,8 @@ class EngineClient:
                 if is_wanted(message):
                     return message
             seen = len(self.received)
-            left = deadline - time.monotonic()
-            assert left > 0 and self._socket.poll(int(left * 1000)), f"expected a message, got {self.received[-3:]}"
+            left = max(0.0, deadline - time.monotonic())
+            assert self._socket.poll(int(left * 1000)), f"expected a message, got {self.received[-3:]}"
             self.received += decode_engine(self._socket.recv()).messages
 
     def hello(self) -> Hello:

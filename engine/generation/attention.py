@@ -41,7 +41,7 @@ def packed_attention(
     packed: Packed | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query: (1, heads, tokens, head_dim); key, value: (1, kv_heads, tokens, …). Returns (1, tokens, heads, value_dim)."""
+    """query: (1, heads, tokens, head_dim); key, value: (1, kv_heads, tokens, …). To (1, tokens, heads, value_dim)."""
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # every attention module of transformers has one
     _check(module, attention_mask, packed, kwargs)
     _check_window(module, layer, sliding_window)
@@ -72,7 +72,7 @@ class _Call:
         self._softcap = softcap
 
     def block(self) -> Tensor:
-        """(tokens of the block, heads, value_dim). Query heads that share a KV head become its query rows: no K/V copy."""
+        """(tokens of the block, heads, value_dim). Query heads that share a KV head become its rows: no K/V copy."""
         block = self._packed.block
         assert block is not None
         query = self._query[:, : block.num_tokens].transpose(0, 1)

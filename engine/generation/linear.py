@@ -1,7 +1,8 @@
 """Linear layers whose bfloat16 weights lie in the order in which the CPU multiplies them.
 
-`F.linear` on a CPU brings the weights into oneDNN's blocked order again at every call. For the few rows of a decode step
-that costs as much as the product; done once at load time, products of 1 to 64 rows take half to nine tenths of the time.
+`F.linear` on a CPU brings the weights into oneDNN's blocked order again at every call. For the few rows of a decode
+step that costs as much as the product; done once at load time, products of 1 to 64 rows take half to nine tenths of the
+time.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The real engine process over ZMQ: one suite for the null model and for a real one, and what only one of them shows."""
+"""The real engine process over ZMQ: one suite for the null model and a real one, and what only one of them shows."""
 
 import hashlib
 import json
@@ -118,7 +118,7 @@ def test_wrong_requests_fail_alone_with_the_right_code(client: EngineClient, mod
     answers = dict(zip(requests, client.ask(*requests.values()), strict=True))
     # Then they fail with a code and a sentence, and nothing else happens
     codes = {name: answer.code for name, answer in answers.items() if isinstance(answer, Failed)}
-    assert codes == {name: "invalid_request" for name in list(requests)[1:7]} | {"unknown": "model_not_found"}
+    assert codes == dict.fromkeys(list(requests)[1:7], "invalid_request") | {"unknown": "model_not_found"}
     assert isinstance(answers["good"], Finished)
     assert isinstance(answers["good too"], Finished)
 
@@ -286,7 +286,7 @@ def test_the_engine_ends_with_its_parent(tmp_path: Path) -> None:
         # Then the engine ends too
         poller = zmq.Poller()
         poller.register(descriptor, zmq.POLLIN)
-        assert poller.poll(DEADLINE_SECONDS * 1000)
+        assert poller.poll(int(DEADLINE_SECONDS * 1000))
         os.close(descriptor)
 
 

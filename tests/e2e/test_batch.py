@@ -156,7 +156,7 @@ def test_a_batch_file_goes_in_and_every_answer_comes_out(millrace: Millrace) -> 
 
 def test_text_completions_run_as_batches_too(millrace: Millrace) -> None:
     # Given
-    row = {
+    row: dict[str, object] = {
         "custom_id": "only",
         "method": "POST",
         "url": "/v1/completions",
@@ -273,7 +273,7 @@ def test_bad_calls_get_an_answer_in_the_shape_of_openai(millrace: Millrace) -> N
         client.chat.completions.create(model="nobody", messages=message)  # type: ignore[arg-type]
     assert missing_model.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError, match="temperature") as wrong_type:
-        client.chat.completions.create(model=QUICK, messages=message, temperature="hot")  # type: ignore[arg-type, call-overload]
+        client.chat.completions.create(model=QUICK, messages=message, temperature="hot")  # type: ignore[call-overload]
     assert wrong_type.value.param == "temperature"
     with pytest.raises(openai.BadRequestError, match="stream"):
         client.chat.completions.create(model=QUICK, messages=message, stream=True)  # type: ignore[arg-type]
@@ -303,7 +303,7 @@ def test_flower_shows_the_chunks_by_name_and_arguments(millrace: Millrace) -> No
     batch = ended(millrace.client, submit(millrace.client, encode(chat_rows(60))).id)
     assert batch.status == "completed"
     url = f"http://127.0.0.1:{millrace.settings.flower_port}/tasks/datatable"
-    order = {"draw": 1, "start": 0, "length": 100, "search[value]": batch.id}
+    order: dict[str, str | int] = {"draw": 1, "start": 0, "length": 100, "search[value]": batch.id}
     query = {**order, "order[0][column]": 0, "order[0][dir]": "desc", "columns[0][data]": "received"}
 
     def shown() -> bool:

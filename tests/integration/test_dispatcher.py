@@ -16,7 +16,7 @@ def test_a_refill_sends_a_wake_up_per_waiting_chunk(world: World) -> None:
     # Then
     assert num_sent == 3
     newest = world.services.redis.lindex(QUEUE, 0)
-    assert job.public_id in newest.decode()
+    assert job.public_id in str(newest)
 
 
 def test_the_window_bounds_what_redis_holds(world: World) -> None:

@@ -167,7 +167,7 @@ def test_a_lost_message_is_sent_again_by_the_reconciler(world: World) -> None:
     # When
     reconciler.move_on(world.services)
     # Then
-    sent = [message.decode() for message in world.services.redis.lrange("upkeep", 0, -1)]
+    sent = [str(message) for message in world.services.redis.lrange("upkeep", 0, -1)]
     assert len(sent) == 2
     assert any("millrace.finalize_job" in message and job.public_id in message for message in sent)
     assert any("millrace.validate_batch" in message and forgotten.public_id in message for message in sent)

@@ -73,7 +73,14 @@ def test_cancelled_requests_are_not_answered() -> None:
     assert model.clear() == []
 
 
-@pytest.mark.parametrize("request_", [Generate("x", "null"), Generate("x", "null", text=""), Generate("x", "null", text="y", sampling=Sampling(top_k=-1))])  # fmt: skip
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Generate("x", "null"),
+        Generate("x", "null", text=""),
+        Generate("x", "null", text="y", sampling=Sampling(top_k=-1)),
+    ],
+)
 def test_it_refuses_what_a_real_model_refuses(request_: Generate) -> None:
     with pytest.raises(InvalidRequest):
         NullModel.from_source("null:", 4).submit(arrival(request_))

@@ -21,6 +21,12 @@ from tests.engine_harness import Harness
 from tests.engine_models import CONFIGS, tiny_model
 
 
+def bidirectional() -> PretrainedConfig:
+    config: Any = LlamaConfig()
+    config.is_causal = False
+    return config
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_decoders_with_plain_attention_are_served(kind: str) -> None:
     check_support(kind, CONFIGS[kind]())
@@ -35,7 +41,7 @@ def test_decoders_with_plain_attention_are_served(kind: str) -> None:
         (Llama4TextConfig(), "chunked_attention"),
         (T5Config(), "encoder"),
         (ViTConfig(), "no causal language model"),
-        (LlamaConfig(is_causal=False), "tokens that follow"),
+        (bidirectional(), "tokens that follow"),
     ],
 )
 def test_others_are_refused_by_name_with_the_reason(config: PretrainedConfig, reason: str) -> None:
