@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 import psutil
@@ -18,7 +19,7 @@ from openai.types import Batch
 from redis import Redis
 
 from benchmarks.report import Report, open_report, parse_options
-from benchmarks.sandbox import running_servers, temporary_settings
+from benchmarks.sandbox import running_servers, settings_in, temporary_root
 from benchmarks.workload import lines_of
 from cli.client import connect
 from cli.follow import ENDED
@@ -75,16 +76,35 @@ class MemoryWatch:
             self._peak = max(self._peak, self._process.memory_info().rss)
 
 
+@dataclass(frozen=True, slots=True)
+class TaskRun:
+    """store_seconds: for the file.  seconds: from the batch to its chunks.  growth_megabytes: of memory meanwhile."""
+
+    store_seconds: float
+    seconds: float
+    growth_megabytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class SystemRun:
+    """intake_seconds, complete_seconds: from the call that makes the batch until it is in progress, and until all of
+    its rows are answered and its output file is there."""
+
+    upload_seconds: float
+    intake_seconds: float
+    complete_seconds: float
+
+
 def measure_task(settings: Settings, num_rows: int, rounds: int, report: Report) -> None:
     with running_servers(settings) as served, open_services(served) as services:
         _intake(services, lines_of(WARMUP_ROWS, ROW_BYTES, MODEL))
         content = lines_of(num_rows, ROW_BYTES, MODEL)
         measured = [_intake(services, content) for _ in range(rounds)]
-    store_seconds, seconds, growth_megabytes = map(statistics.median, zip(*measured, strict=True))
-    report.add("intake_store_seconds", store_seconds, "s")
+    seconds = statistics.median(run.seconds for run in measured)
+    report.add("intake_store_seconds", statistics.median(run.store_seconds for run in measured), "s")
     report.add("intake_seconds", seconds, "s")
     report.add("intake_rows_per_second", num_rows / seconds, "rows/s")
-    report.add("intake_memory_growth", growth_megabytes, "MB")
+    report.add("intake_memory_growth_max", max(run.growth_megabytes for run in measured), "MB")
 
 
 @contextmanager
@@ -102,8 +122,7 @@ def open_services(settings: Settings) -> Iterator[Services]:
         services.close()
 
 
-def _intake(services: Services, content: bytes) -> tuple[float, float, float]:
-    """Seconds to store the file, seconds from the batch to its chunks, and growth of memory in MB meanwhile."""
+def _intake(services: Services, content: bytes) -> TaskRun:
     started = time.perf_counter()
     file_id = _store(services, content)
     stored = time.perf_counter()
@@ -118,7 +137,7 @@ def _intake(services: Services, content: bytes) -> tuple[float, float, float]:
         is_accepted = validate(services, job.public_id)
         seconds = time.perf_counter() - begun
     assert is_accepted, "the file was refused"
-    return stored - started, seconds, watch.growth_megabytes
+    return TaskRun(stored - started, seconds, watch.growth_megabytes)
 
 
 def _store(services: Services, content: bytes) -> str:
@@ -131,21 +150,20 @@ def _store(services: Services, content: bytes) -> str:
 
 
 def measure_system(settings: Settings, num_rows: int, rounds: int, report: Report) -> None:
-    with running(settings, with_flower=True) as started, connect(started.url) as client:
+    with running(settings) as started, connect(started.url) as client:
         _through_system(client, lines_of(WARMUP_ROWS, ROW_BYTES, MODEL))
         content = lines_of(num_rows, ROW_BYTES, MODEL)
         measured = [_through_system(client, content) for _ in range(rounds)]
-    upload_seconds, intake_seconds, complete_seconds = map(statistics.median, zip(*measured, strict=True))
-    report.add("system_upload_seconds", upload_seconds, "s")
+    intake_seconds = statistics.median(run.intake_seconds for run in measured)
+    complete_seconds = statistics.median(run.complete_seconds for run in measured)
+    report.add("system_upload_seconds", statistics.median(run.upload_seconds for run in measured), "s")
     report.add("system_intake_seconds", intake_seconds, "s")
     report.add("system_intake_rows_per_second", num_rows / intake_seconds, "rows/s")
     report.add("system_null_seconds", complete_seconds, "s")
     report.add("system_null_rows_per_second", num_rows / complete_seconds, "rows/s")
 
 
-def _through_system(client: OpenAI, content: bytes) -> tuple[float, float, float]:
-    """Seconds of the upload; then, from the call that makes the batch, until it is in progress and until all of its
-    rows are answered and its output file is there."""
+def _through_system(client: OpenAI, content: bytes) -> SystemRun:
     started = time.perf_counter()
     file = client.files.create(file=("in.jsonl", content), purpose="batch")
     uploaded = time.perf_counter()
@@ -156,7 +174,7 @@ def _through_system(client: OpenAI, content: bytes) -> tuple[float, float, float
     while (seen := client.batches.retrieve(batch.id)).status not in ENDED:
         time.sleep(10 * POLL_SECONDS)
     _check_all_answered(seen)
-    return uploaded - started, in_progress - uploaded, time.perf_counter() - uploaded
+    return SystemRun(uploaded - started, in_progress - uploaded, time.perf_counter() - uploaded)
 
 
 def _check_all_answered(batch: Batch) -> None:
@@ -168,12 +186,11 @@ def _check_all_answered(batch: Batch) -> None:
 def main() -> None:
     options = parse_options(__doc__)
     num_rows = options.num_requests or (NUM_QUICK_ROWS if options.is_quick else NUM_ROWS)
-    rounds = 1 if options.is_quick else ROUNDS
+    rounds = options.num_rounds or (1 if options.is_quick else ROUNDS)
     report = open_report(f"Intake of {num_rows:,} rows of {ROW_BYTES} bytes, median of {rounds}", options)
-    with temporary_settings(f"{MODEL}=null:") as settings:
-        measure_task(settings, num_rows, rounds, report)
-    with temporary_settings(f"{MODEL}=null:") as settings:
-        measure_system(settings, num_rows, rounds, report)
+    for measure in (measure_task, measure_system):
+        with temporary_root() as root:
+            measure(settings_in(root, f"{MODEL}=null:"), num_rows, rounds, report)
 
 
 if __name__ == "__main__":

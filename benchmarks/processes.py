@@ -5,11 +5,13 @@ names after the part.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 SUPERVISOR = "up"
+OTHERS = "others"
 _MB = 1e6
 _IDLE = 0.001
 
@@ -40,9 +42,14 @@ def cpu_seconds(pid: int, name: str = SUPERVISOR) -> dict[str, float]:
     """CPU time of each part since its start. A process that ended meanwhile is counted by the one that reaped it."""
     parts = parts_of(pid, name)
     starter = parts.pop(name)[0]  # it reaps whole parts, whose time is not its own
-    return {part: sum(map(_cpu_seconds, processes)) for part, processes in parts.items()} | {
-        name: sum(starter.cpu_times()[:2])
-    }
+    seconds = {part: sum(map(_cpu_seconds, processes)) for part, processes in parts.items()}
+    return {**seconds, name: sum(starter.cpu_times()[:2])}
+
+
+def machine_cpu_seconds() -> float:
+    """CPU time that all processes of the machine took since it was started."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
@@ -53,9 +60,21 @@ def _cpu_seconds(process: psutil.Process) -> float:
         return 0.0
 
 
-def cores_used(before: Mapping[str, float], after: Mapping[str, float], seconds: float) -> dict[str, dict[str, float]]:
-    """Cores that each part kept busy on average between two readings, the busiest first. A part that started or ended
-    between them, or did nothing, is left out."""
-    used = {name: (after[name] - before[name]) / seconds for name in after if name in before}
-    busy = {name: {"cores": used[name]} for name in sorted(used, key=lambda name: -used[name]) if used[name] > _IDLE}
-    return {**busy, "all": {"cores": sum(used.values())}}
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """CPU seconds at one moment: of each part, and of the whole machine."""
+
+    at_seconds: float
+    parts: Mapping[str, float]
+    machine: float
+
+
+def cores_used(before: Reading, after: Reading) -> dict[str, dict[str, float]]:
+    """Cores that each part kept busy on average between two readings, the busiest first; then what everybody else on
+    the machine did: a figure is worth little where that is much. A part that started or ended in between, or did
+    nothing, is left out."""
+    seconds = after.at_seconds - before.at_seconds
+    used = {name: (after.parts[name] - before.parts[name]) / seconds for name in after.parts if name in before.parts}
+    busy = {name: used[name] for name in sorted(used, key=lambda name: -used[name]) if used[name] > _IDLE}
+    others = max(0.0, (after.machine - before.machine) / seconds - sum(used.values()))
+    return {name: {"cores": cores} for name, cores in {**busy, OTHERS: others}.items()}

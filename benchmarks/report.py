@@ -22,11 +22,12 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """num_requests: 0 leaves it to the benchmark."""
+    """num_requests, num_rounds: 0 leaves it to the benchmark."""
 
     is_quick: bool
     as_json: bool
     num_requests: int = 0
+    num_rounds: int = 0
 
 
 def parse_options(description: str | None, arguments: Sequence[str] | None = None) -> Options:
@@ -34,11 +35,17 @@ def parse_options(description: str | None, arguments: Sequence[str] | None = Non
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round: to see that it works")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
-    parser.add_argument("--requests", type=int, default=0, metavar="N", help="how many, where there is a choice")
+    parser.add_argument("--requests", type=_count, default=0, metavar="N", help="or rows, where there is a choice")
+    parser.add_argument("--rounds", type=_count, default=0, metavar="N", help="of which the median is taken")
     given = parser.parse_args(arguments)
-    if given.requests < 0:
-        parser.error(f"--requests: expected 0 or more, got {given.requests}")
-    return Options(given.quick, given.json, given.requests)
+    return Options(given.quick, given.json, given.requests, given.rounds)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
 
 
 class Report:

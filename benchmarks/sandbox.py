@@ -2,20 +2,20 @@
 made and run exactly as `millrace up` makes and runs them.
 """
 
+import os
 import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import msgspec
 
 from cli.postgresql import SYSTEM_PATH
 from cli.servers import embedded_servers
 from cli.up import migrate
-from core.settings import Settings
+from core.errors import ConfigurationError
+from core.settings import PREFIX, Settings
 from workers.agent import engine_endpoint, engine_part, node_devices
 from workers.devices import Device
 from workers.engine_client import EngineClient
@@ -27,25 +27,42 @@ ENGINE_SECONDS = 300.0
 
 
 @contextmanager
-def temporary_settings(models: str) -> Iterator[Settings]:
-    """Default settings on one device, with a data directory and ports that nobody else has."""
+def temporary_root() -> Iterator[Path]:
+    """A directory that disappears, with all that the Millrace in it has put elsewhere."""
     root = Path(tempfile.mkdtemp(prefix="millrace-benchmark-"))
     root.chmod(directory_mode())  # root's PostgreSQL runs as somebody else, who must get through
+    instance = Instance.of(Settings(data_dir=str(_data_path(root))))
+    try:
+        yield root
+    finally:
+        for path in (root, instance.run_path, SYSTEM_PATH / instance.identity):
+            if path.exists():
+                shutil.rmtree(path)
+
+
+def settings_in(root: Path, models: str) -> Settings:
+    """Default settings on one device, with a data directory and ports that nobody else has. Raises ConfigurationError
+    where the environment would change them."""
+    check_environment(os.environ)
     port, flower_port = _free_ports()
-    settings = Settings(
-        data_dir=str(root / "data"),
+    return Settings(
+        data_dir=str(_data_path(root)),
         port=port,
         flower_port=flower_port,
         models=models,
         devices=first_device().uuid or "cpu",
     )
-    try:
-        yield settings
-    finally:
-        instance = Instance.of(settings)
-        for path in (root, instance.run_path, SYSTEM_PATH / instance.identity):
-            if path.exists():
-                shutil.rmtree(path)
+
+
+def check_environment(environ: Mapping[str, str]) -> None:
+    """Raises ConfigurationError where it holds settings: figures are those of the defaults and of a fresh database."""
+    own = sorted(name for name in environ if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}_"))
+    if own:
+        raise ConfigurationError(f"expected default settings, got {', '.join(own)} in the environment: unset them")
+
+
+def _data_path(root: Path) -> Path:
+    return root / "data"
 
 
 def first_device() -> Device:
@@ -100,10 +117,6 @@ def _running_parts(instance: Instance, parts: Sequence[Part]) -> Iterator[None]:
     finally:
         supervisor.stop_all()
         instance.clear()
-
-
-def with_models(settings: Settings, models: str) -> Settings:
-    return msgspec.structs.replace(settings, models=models)
 
 
 def _say(line: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.processes import memory_megabytes
 from benchmarks.report import Report, open_report, parse_options
-from benchmarks.sandbox import gpu_name, temporary_settings
+from benchmarks.sandbox import gpu_name, settings_in, temporary_root
 from cli.running import running
 from core.settings import BUILTIN_MODEL, Settings
 
@@ -37,7 +37,8 @@ def start_once(settings: Settings) -> Start:
 
 
 def measure(name: str, models: str, num_starts: int, report: Report) -> None:
-    with temporary_settings(models) as settings:
+    with temporary_root() as root:
+        settings = settings_in(root, models)
         first = start_once(settings)
         later = [start_once(settings) for _ in range(num_starts)]
     report.add(f"startup_first_seconds_{name}", first.ready_seconds, "s")
@@ -48,7 +49,7 @@ def measure(name: str, models: str, num_starts: int, report: Report) -> None:
 
 def main() -> None:
     options = parse_options(__doc__)
-    num_starts = 1 if options.is_quick else STARTS
+    num_starts = options.num_rounds or (1 if options.is_quick else STARTS)
     report = open_report(f"Start of `millrace up`, median of {num_starts}", options, gpu_name())
     measure(NULL, f"{NULL}=null:", num_starts, report)
     if not options.is_quick:

@@ -10,6 +10,7 @@ more than a minute each on two cores, `--quick` one of seconds.
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,10 +22,10 @@ from typing import Any
 import msgspec
 from openai import OpenAI
 
-from benchmarks.processes import cores_used, cpu_seconds
+from benchmarks.processes import OTHERS, Reading, cores_used, cpu_seconds, machine_cpu_seconds
 from benchmarks.random_model import save_random_model
 from benchmarks.report import Report, open_report, parse_options, percentile
-from benchmarks.sandbox import gpu_name, running_engine, temporary_settings, with_models
+from benchmarks.sandbox import gpu_name, running_engine, settings_in, temporary_root
 from benchmarks.workload import Question, batch_file, question_body, questions
 from cli.client import connect, get_job
 from cli.follow import ENDED, POLL_SECONDS
@@ -35,7 +36,7 @@ from core.settings import Settings
 from workers.engine_client import Answer, EngineClient
 
 MODEL = "random"
-NUM_QUESTIONS, NUM_QUICK_QUESTIONS = 400, 64
+NUM_QUESTIONS, NUM_QUICK_QUESTIONS = 440, 64
 NUM_WARMUP_QUESTIONS, WARMUP_ANSWER_TOKENS = 40, 8
 WARMUP_SEED = 1
 ROUNDS = 3
@@ -46,11 +47,14 @@ LATENCIES = tuple(f"{kind}_seconds_{percent}" for kind in ("ttft", "itl") for pe
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """latencies: on the engine's clock, from the arrival of each request there.  cores: kept busy, by part."""
+    """engine_seconds: from the first request's arrival at the engine to the last answer.
+    latencies: on the engine's clock, from the arrival of each request there.  cores: kept busy, by part.
+    """
 
     prompt_tokens: int
     answer_tokens: int
     seconds: float
+    engine_seconds: float
     latencies: dict[str, float]
     cores: dict[str, dict[str, float]]
 
@@ -58,20 +62,27 @@ class Round:
     def tokens_per_second(self) -> float:
         return self.answer_tokens / self.seconds
 
+    @property
+    def tokens_per_cpu_second(self) -> float:
+        """Of all processes of this round, but of nobody else's: what contention with other programs changes little."""
+        own = sum(cells["cores"] for part, cells in self.cores.items() if part != OTHERS)
+        return self.answer_tokens / (own * self.seconds)
+
 
 def run_alone(settings: Settings, asked: Sequence[Question]) -> Round:
     with running_engine(settings) as client:
         ask_all(client, generates(warmup_questions()))
-        before, started = cpu_seconds(os.getpid(), BENCHMARK), time.perf_counter()
+        before = _alone_reading()
         answers = ask_all(client, generates(asked))
-        seconds = time.perf_counter() - started
-        cores = cores_used(before, cpu_seconds(os.getpid(), BENCHMARK), seconds)
+        after = _alone_reading()
+    seconds = after.at_seconds - before.at_seconds
     return Round(
         sum(answer.usage.prompt_tokens for answer in answers),
         sum(answer.usage.completion_tokens for answer in answers),
         seconds,
+        seconds,
         latencies_of(answers),
-        cores,
+        cores_used(before, after),
     )
 
 
@@ -115,12 +126,17 @@ def latencies_of(answers: Sequence[Finished]) -> dict[str, float]:
 def run_system(settings: Settings, asked: Sequence[Question]) -> Round:
     with running(settings) as started, connect(started.url) as client:
         run_batch(client, started.url, warmup_questions())
-        before, begun = _system_cpu_seconds(started.pid), time.perf_counter()
+        before = _system_reading(started.pid)
         job = run_batch(client, started.url, asked)
-        seconds = time.perf_counter() - begun
-        cores = cores_used(before, _system_cpu_seconds(started.pid), seconds)
-    latencies = {name: job["latencies"][name] for name in LATENCIES}
-    return Round(job["prompt_tokens"], job["completion_tokens"], seconds, latencies, cores)
+        after = _system_reading(started.pid)
+    return Round(
+        job["prompt_tokens"],
+        job["completion_tokens"],
+        after.at_seconds - before.at_seconds,
+        job["latencies"]["wall_seconds"],
+        {name: job["latencies"][name] for name in LATENCIES},
+        cores_used(before, after),
+    )
 
 
 def run_batch(client: OpenAI, url: str, asked: Sequence[Question]) -> dict[str, Any]:
@@ -135,9 +151,14 @@ def run_batch(client: OpenAI, url: str, asked: Sequence[Question]) -> dict[str, 
     return get_job(url, batch.id)
 
 
-def _system_cpu_seconds(pid: int) -> dict[str, float]:
+def _alone_reading() -> Reading:
+    return Reading(time.perf_counter(), cpu_seconds(os.getpid(), BENCHMARK), machine_cpu_seconds())
+
+
+def _system_reading(pid: int) -> Reading:
     own = os.times()
-    return cpu_seconds(pid) | {BENCHMARK: own.user + own.system}
+    parts = {**cpu_seconds(pid), BENCHMARK: own.user + own.system}
+    return Reading(time.perf_counter(), parts, machine_cpu_seconds())
 
 
 def check_equal_work(rounds: Sequence[Round], asked: Sequence[Question]) -> None:
@@ -153,24 +174,33 @@ def check_equal_work(rounds: Sequence[Round], asked: Sequence[Question]) -> None
 
 
 def summarize(alone: Sequence[Round], system: Sequence[Round], report: Report) -> None:
-    rates = {name: _median_rate(rounds) for name, rounds in (("alone", alone), ("system", system))}
     for name, rounds in (("alone", alone), ("system", system)):
-        report.table(
-            f"{name}_rounds",
-            "tokens/s",
-            {f"round_{number}": {"rate": done.tokens_per_second} for number, done in enumerate(rounds, 1)},
-        )
-        report.add(f"{name}_tokens_per_second", rates[name], "tokens/s")
+        rates = {f"round_{number}": {"rate": done.tokens_per_second} for number, done in enumerate(rounds, 1)}
+        report.table(f"{name}_rounds", "tokens/s", rates)
+        report.add(f"{name}_tokens_per_second", _median_rate(rounds), "tokens/s")
+        report.add(f"{name}_tokens_per_cpu_second", _median_cpu_rate(rounds), "tokens/CPU s")
         report.add(f"{name}_seconds", statistics.median(done.seconds for done in rounds), "s")
         for latency in LATENCIES:
-            value = statistics.median(done.latencies[latency] for done in rounds)
-            report.add(f"{name}_{latency}", value, "s")
+            report.add(f"{name}_{latency}", statistics.median(done.latencies[latency] for done in rounds), "s")
         report.table(f"{name}_cpu", "cores", rounds[-1].cores)
-    report.add("system_tax", rates["system"] / rates["alone"], "system/alone")
+        report.add(f"{name}_others_cpu_max", max(done.cores[OTHERS]["cores"] for done in rounds), "cores")
+    outside_seconds = statistics.median(done.seconds - done.engine_seconds for done in system)
+    report.add("system_seconds_outside_engine", outside_seconds, "s")
+    report.add("system_cpu_tax", _median_cpu_rate(system) / _median_cpu_rate(alone), "system/alone")
+    report.add("system_tax", _median_rate(system) / _median_rate(alone), "system/alone")
 
 
 def _median_rate(rounds: Sequence[Round]) -> float:
     return statistics.median(done.tokens_per_second for done in rounds)
+
+
+def _median_cpu_rate(rounds: Sequence[Round]) -> float:
+    return statistics.median(done.tokens_per_cpu_second for done in rounds)
+
+
+def _say(name: str, done: Round) -> None:
+    others = done.cores[OTHERS]["cores"]
+    print(f"{name}: {done.tokens_per_second:.1f} tokens/s, other programs took {others:.2f} cores", file=sys.stderr)
 
 
 def save_model(directory: Path) -> None:
@@ -182,18 +212,19 @@ def save_model(directory: Path) -> None:
 def main() -> None:
     options = parse_options(__doc__)
     asked = questions(options.num_requests or (NUM_QUICK_QUESTIONS if options.is_quick else NUM_QUESTIONS))
-    num_rounds = 1 if options.is_quick else ROUNDS
+    num_rounds = options.num_rounds or (1 if options.is_quick else ROUNDS)
     num_tokens = sum(question.answer_tokens for question in asked)
     title = f"System against engine alone: {len(asked)} requests, {num_tokens:,} answer tokens, median of {num_rounds}"
     report = open_report(title, options, gpu_name())
-    alone, system = [], []
-    with temporary_settings("none=null:") as settings:
-        directory = settings.data_path.parent / MODEL
-        save_model(directory)
-        settings = with_models(settings, f"{MODEL}={directory}")
+    alone: list[Round] = []
+    system: list[Round] = []
+    with temporary_root() as root:
+        save_model(root / MODEL)
+        settings = settings_in(root, f"{MODEL}={root / MODEL}")
         for _ in range(num_rounds):
-            alone.append(run_alone(settings, asked))
-            system.append(run_system(settings, asked))
+            for name, run, rounds in (("alone", run_alone, alone), ("system", run_system, system)):
+                rounds.append(run(settings, asked))
+                _say(name, rounds[-1])
     check_equal_work([*alone, *system], asked)
     summarize(alone, system, report)
 

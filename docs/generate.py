@@ -69,8 +69,9 @@ Every entry is harmless when it is sent twice, and a message expires when it was
 """
 ROUTES = """
 `/v1/…` are OpenAI's: the official clients work unchanged. `/api/v1/…` is what OpenAI has no place for. Errors have
-OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`; [errors](errors.md) lists the codes. A running
-Millrace shows the whole contract at `/docs` and `/openapi.json`.
+OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`; [errors](errors.md) lists the codes. For people there
+are `GET /`, which shows models and the newest batches, and `/docs`, the whole contract, which programs read at
+`/openapi.json`.
 """
 COMMANDS = """
 Options win over [settings](settings.md). Exit status: 0 done, 1 failed, 2 a wrong command line or setting, 130

@@ -31,10 +31,3 @@ class Intake:
 
     def remove(self, key: Key) -> bool:
         return self._waiting.pop(key, None) is not None
-
-    def clear(self) -> list[Key]:
-        """Forget all; returns their keys."""
-        keys = list(self._waiting)
-        self._waiting.clear()
-        self._heap.clear()
-        return keys

@@ -55,12 +55,6 @@ class NullModel:
     def cancel(self, key: Key) -> None:
         self._waiting.pop(key, None)
 
-    def clear(self) -> list[Key]:
-        keys = list(self._waiting)
-        self._waiting.clear()
-        self._due.clear()
-        return keys
-
     def wait_seconds(self) -> float | None:
         return max(0.0, self._due[0][0] - self._clock()) if self._due else None
 
@@ -85,7 +79,8 @@ class NullModel:
         )
 
     def close(self) -> None:
-        self.clear()
+        self._waiting.clear()
+        self._due.clear()
 
     def _answer(self, arrival: Arrival, now: float) -> list[Reply]:
         request, key = arrival.request, arrival.key

@@ -61,9 +61,6 @@ class Runtime(Protocol):
     def cancel(self, key: Key) -> None:
         """Forget a request; there is no reply to it. Unknown keys are none of its concern."""
 
-    def clear(self) -> list[Key]:
-        """Forget all requests; returns their keys."""
-
     def wait_seconds(self) -> float | None:
         """How long until `step` has something to do: 0 is now, None is not before the next arrival."""
 

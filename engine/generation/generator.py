@@ -111,12 +111,6 @@ class Generator:
         if answer is not None:
             self._scheduler.remove(answer.sequence)
 
-    def clear(self) -> list[Key]:
-        keys = list(self._answers)
-        for key in keys:
-            self.cancel(key)
-        return keys
-
     def wait_seconds(self) -> float | None:
         return 0.0 if self._answers else None
 

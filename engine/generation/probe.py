@@ -5,7 +5,7 @@ other prefills. A model whose code does something that the packed path does not 
 not in somebody's answers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,13 +28,10 @@ _LIMIT_HALF = 0.15  # relative; a wrong mask or position gives about 1
 
 def probe(name: str, model: Any, runner: Runner, grid: KvGrid) -> None:
     """Raises ModelFailure. Leaves the model with the packed attention switched on."""
-    try:
-        differences = [_difference(packed, own) for packed, own in _pairs(model, runner, grid)]
-    except MillraceError:
-        raise
-    except Exception as error:  # a stranger's code under an attention function it does not know
-        raise ModelFailure(f"{name} does not run in packed form: {type(error).__name__}: {error}") from error
-    worst = max(differences)
+    own = _translated(f"{name} fails in its own forward pass", lambda: _own_logits(model))
+    model.set_attn_implementation(ATTENTION_NAME)
+    packed = _translated(f"{name} does not run in packed form", lambda: _packed_logits(model, runner, grid))
+    worst = max(_difference(*pair) for pair in zip(packed, own, strict=True))
     if not worst <= _LIMIT.get(model.dtype, _LIMIT_HALF):  # NaN fails too
         raise ModelFailure(
             f"{name} gives other logits in packed form than by itself (relative difference {worst:.2g}); "
@@ -43,23 +40,22 @@ def probe(name: str, model: Any, runner: Runner, grid: KvGrid) -> None:
 
 
 @torch.inference_mode()
-def _pairs(model: Any, runner: Runner, grid: KvGrid) -> list[tuple[Tensor, Tensor]]:
+def _own_logits(model: Any) -> list[Tensor]:
     model.set_attn_implementation("eager")
     ids = _token_ids(model)
     lengths = (_FIRST, _FIRST + 1, _NUM_TOKENS)
-    own = [model(input_ids=ids[None, :length], use_cache=False).logits[0, -1] for length in lengths]
-    model.set_attn_implementation(ATTENTION_NAME)
-    return list(zip(_packed_logits(ids.tolist(), runner, grid), own, strict=True))
+    return [model(input_ids=ids[None, :length], use_cache=False).logits[0, -1] for length in lengths]
 
 
-def _packed_logits(ids: list[int], runner: Runner, grid: KvGrid) -> Iterator[Tensor]:
-    device = runner.device
+@torch.inference_mode()
+def _packed_logits(model: Any, runner: Runner, grid: KvGrid) -> list[Tensor]:
+    device, ids = runner.device, _token_ids(model).tolist()
     short, long = (_sequence(slot, ids[:length]) for slot, length in enumerate((_FIRST, _NUM_TOKENS)))
-    yield runner.forward(pack([Piece(short, _FIRST), Piece(long, _SECOND)], grid, device))[0]
+    first = runner.forward(pack([Piece(short, _FIRST), Piece(long, _SECOND)], grid, device))
     short.num_cached_tokens, long.num_cached_tokens = _FIRST, _SECOND
     short.token_ids.append(ids[_FIRST])
-    logits = runner.forward(pack([Piece(short, 1), Piece(long, _NUM_TOKENS - _SECOND)], grid, device))
-    yield from logits
+    second = runner.forward(pack([Piece(short, 1), Piece(long, _NUM_TOKENS - _SECOND)], grid, device))
+    return [*first, *second]
 
 
 def _sequence(slot: int, token_ids: list[int]) -> Sequence:
@@ -73,6 +69,15 @@ def _token_ids(model: Any) -> Tensor:
     size = model.get_input_embeddings().weight.shape[0]
     drawn = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:_NUM_TOKENS]
     return drawn.to(model.device)
+
+
+def _translated(blame: str, compute: Callable[[], list[Tensor]]) -> list[Tensor]:
+    try:
+        return compute()
+    except MillraceError:
+        raise
+    except Exception as error:  # a stranger's code may raise anything
+        raise ModelFailure(f"{blame}: {type(error).__name__}: {error}") from error
 
 
 def _difference(packed: Tensor, own: Tensor) -> float:

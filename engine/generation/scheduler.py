@@ -13,7 +13,6 @@ from operator import attrgetter
 
 from engine.generation.sequence import Sequence
 from engine.generation.slots import Move, SlotPool
-from engine.runtime import Key
 
 _rank = attrgetter("rank")
 
@@ -74,13 +73,6 @@ class Scheduler:
         else:
             self._running.remove(sequence)
             self._release(sequence)
-
-    def clear(self) -> list[Key]:
-        """Forget everything; returns whose it was."""
-        sequences = [*self._running, *self._waiting]
-        for sequence in sequences:
-            self.remove(sequence)
-        return [sequence.key for sequence in sequences]
 
     def schedule(self) -> Step:
         self._shrink()

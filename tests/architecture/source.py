@@ -2,12 +2,13 @@
 
 import ast
 import functools
-import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("api", "cli", "core", "db", "engine", "tasks", "workers")
 OTHER_FOLDERS = ("alembic", "benchmarks", "docs", "examples", "tests")
+TOP_SUFFIXES = (".md", ".toml", ".yml", ".ini")
+TOP_NAMES = ("Makefile", "Dockerfile", ".dockerignore", ".gitignore")
 REFERENCE = ROOT / "docs" / "reference"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -15,10 +16,11 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @functools.cache
 def project_files() -> list[Path]:
-    """What git has or would take: neither environments nor caches."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return sorted(path for name in listed.split("\0") if name and (path := ROOT / name).is_file())
+    """Ours: neither environments, caches nor what somebody left lying in the top folder."""
+    folders = [ROOT / name for name in (*PACKAGES, *OTHER_FOLDERS, ".ci")]
+    below = [path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts]
+    top = [path for path in ROOT.iterdir() if path.suffix in TOP_SUFFIXES or path.name in TOP_NAMES]
+    return sorted(path for path in (*below, *top) if path.is_file())
 
 
 def python_files(*folders: str) -> list[Path]:

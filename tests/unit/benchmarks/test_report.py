@@ -57,16 +57,17 @@ def test_figures_keep_four_digits_whatever_their_size() -> None:
 
 def test_the_command_line_is_the_same_for_every_benchmark() -> None:
     assert parse_options("text", []) == Options(is_quick=False, as_json=False)
-    assert parse_options("text", ["--quick", "--json", "--requests", "7"]) == Options(True, True, 7)
+    assert parse_options("text", ["--quick", "--json", "--requests", "7", "--rounds", "2"]) == Options(True, True, 7, 2)
 
 
-def test_a_negative_number_of_requests_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("option", ["--requests", "--rounds"])
+def test_fewer_than_one_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     # When
     with pytest.raises(SystemExit) as ended:
-        parse_options("text", ["--requests", "-1"])
+        parse_options("text", [option, "0"])
     # Then
     assert ended.value.code == 2
-    assert "expected 0 or more, got -1" in capsys.readouterr().err
+    assert "expected at least 1, got 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks.processes import cores_used
+from benchmarks.processes import Reading, cores_used
 from benchmarks.report import Report
 from benchmarks.system import Round, check_equal_work, generates, latencies_of, summarize
 from benchmarks.workload import batch_file, questions
@@ -17,9 +17,18 @@ def finished(first: float, total: float, num_tokens: int) -> Finished:
     return Finished("1", "w1", "length", Usage(3, num_tokens), Timing(0.0, first, total))
 
 
-def a_round(prompt_tokens: int, answer_tokens: int, seconds: float = 10.0) -> Round:
+def a_round(
+    prompt_tokens: int, answer_tokens: int, seconds: float = 10.0, cores: dict[str, dict[str, float]] | None = None
+) -> Round:
     latencies = latencies_of([finished(1.0, 2.0, 3)])
-    return Round(prompt_tokens, answer_tokens, seconds, latencies, {"all": {"cores": 2.0}})
+    return Round(
+        prompt_tokens,
+        answer_tokens,
+        seconds,
+        seconds - 0.5,
+        latencies,
+        cores or {"engine-cpu": {"cores": 2.0}, "others": {"cores": 0.1}},
+    )
 
 
 def test_the_engine_alone_is_asked_what_the_batch_file_asks() -> None:
@@ -75,15 +84,23 @@ def test_the_tax_is_the_median_of_the_system_over_that_of_the_engine_alone() -> 
     figures = {figure["name"]: figure["value"] for figure in map(json.loads, stream.getvalue().splitlines())}
     assert figures["alone_tokens_per_second"] == 50
     assert figures["system_tokens_per_second"] == 40
+    assert figures["system_seconds_outside_engine"] == 0.5
     assert figures["system_tax"] == 0.8
+
+
+def test_tokens_per_cpu_second_count_every_part_of_ours_and_nobody_elses() -> None:
+    # Given
+    cores = {"engine-cpu": {"cores": 0.75}, "api": {"cores": 0.25}, "others": {"cores": 1.0}}
+    # When / Then
+    assert a_round(1, 100, seconds=10.0, cores=cores).tokens_per_cpu_second == 10
 
 
 def test_cores_are_named_busiest_first_without_parts_that_came_later_or_did_nothing() -> None:
     # Given
-    before = {"api": 1.0, "engine-cpu": 10.0, "beat": 3.0}
-    after = {"api": 2.0, "engine-cpu": 29.0, "beat": 3.0, "late": 5.0}
+    before = Reading(5.0, {"api": 1.0, "engine-cpu": 10.0, "beat": 3.0}, machine=100.0)
+    after = Reading(15.0, {"api": 2.0, "engine-cpu": 28.0, "beat": 3.0, "late": 5.0}, machine=120.0)
     # When
-    used = cores_used(before, after, 10.0)
+    used = cores_used(before, after)
     # Then
-    assert used == {"engine-cpu": {"cores": 1.9}, "api": {"cores": 0.1}, "all": {"cores": 2.0}}
-    assert list(used) == ["engine-cpu", "api", "all"]
+    assert used == {"engine-cpu": {"cores": 1.8}, "api": {"cores": 0.1}, "others": {"cores": pytest.approx(0.1)}}
+    assert list(used) == ["engine-cpu", "api", "others"]

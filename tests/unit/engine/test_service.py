@@ -51,9 +51,6 @@ class Stepper:
     def cancel(self, key: Key) -> None:
         self.steps_left.pop(key, None)
 
-    def clear(self) -> list[Key]:
-        raise NotImplementedError
-
     def wait_seconds(self) -> float | None:
         return 0.0 if self.steps_left else None
 

@@ -1,4 +1,4 @@
-"""The step loop over a tiny model: sampling, stops, limits, streams, and requests that go wrong and harm nobody else."""
+"""The step loop over a tiny model: sampling, stops, limits, streams, and requests that go wrong and harm no other."""
 
 from collections.abc import Callable
 from typing import Any

@@ -212,19 +212,6 @@ def test_cancelling_frees_the_slot_and_closes_the_gap() -> None:
     assert third.slot == 0
 
 
-def test_clear_returns_the_keys_of_all_and_leaves_nothing() -> None:
-    # Given one running and one waiting sequence
-    scene = world(num_slots=1, prefill_tokens=64)
-    scene.add(0, Plan(5, 40))
-    scene.add(1, Plan(5, 40))
-    scene.step()
-    # When the scheduler is cleared
-    keys = scene.scheduler.clear()
-    # Then nothing runs or waits
-    assert keys == [(b"", "0"), (b"", "1")]
-    assert (scene.scheduler.num_running, scene.scheduler.num_waiting, scene.pool.num_taken) == (0, 0, 0)
-
-
 def test_the_engine_without_its_models_starts_without_torch() -> None:
     # Given the modules that decide
     modules = "engine.server, engine.null, engine.generation.scheduler, engine.generation.slots, "

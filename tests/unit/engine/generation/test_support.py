@@ -22,8 +22,8 @@ from tests.engine_models import CONFIGS, tiny_model
 
 
 def bidirectional() -> PretrainedConfig:
-    config: Any = LlamaConfig()
-    config.is_causal = False
+    config = LlamaConfig()
+    config.update({"is_causal": False})
     return config
 
 
