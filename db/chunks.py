@@ -5,9 +5,10 @@ commit: a worker whose lease was taken finds no row, raises LeaseLost and has wr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
@@ -70,18 +71,6 @@ class Backlog:
     names: list[str]
 
 
-@dataclass(slots=True)
-class _Columns:
-    """Outcomes turned into arrays for one `unnest`."""
-
-    values: dict[str, list[Any]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> "_Columns":
-        names = Outcome.__slots__
-        return cls({name: [getattr(outcome, name) for outcome in outcomes] for name in names})
-
-
 _CLAIM = text("""
 WITH best AS (
     SELECT candidate.id
@@ -125,12 +114,12 @@ WHERE c.id = :chunk_id AND c.owner = :owner AND c.attempt = :attempt AND c.state
 RETURNING c.state, jobs.state = 'cancelling' OR jobs.ending IS NOT NULL
 """)
 
+# One JSON document instead of arrays for `unnest`: psycopg writes arrays item by item in Python, eight times as slow.
 _APPEND = text("""
 INSERT INTO outcomes (job_id, index, status_code, body, prompt_tokens, completion_tokens,
     queue_seconds, first_token_seconds, total_seconds)
-SELECT :job_id, * FROM unnest(CAST(:index AS int[]), CAST(:status_code AS smallint[]), CAST(:body AS text[]),
-    CAST(:prompt_tokens AS int[]), CAST(:completion_tokens AS int[]), CAST(:queue_seconds AS real[]),
-    CAST(:first_token_seconds AS real[]), CAST(:total_seconds AS real[]))
+SELECT :job_id, row.* FROM json_to_recordset(CAST(:outcomes AS json)) AS row(index int, status_code smallint, body text,
+    prompt_tokens int, completion_tokens int, queue_seconds real, first_token_seconds real, total_seconds real)
 ON CONFLICT DO NOTHING
 """)
 
@@ -215,8 +204,8 @@ def write(session: Session, lease: Lease, outcomes: Sequence[Outcome] = ()) -> W
         raise LeaseLost(_lost(lease))
     state, is_stopping = row
     if outcomes:
-        columns = _Columns.of(outcomes).values
-        inserted = session.execute(_APPEND, {"job_id": lease.job_id, **columns})
+        document = msgspec.json.encode(outcomes).decode()
+        inserted = session.execute(_APPEND, {"job_id": lease.job_id, "outcomes": document})
         if inserted.rowcount != len(outcomes):  # type: ignore[attr-defined]
             state = session.execute(_RECOUNT, {"chunk_id": lease.chunk_id, **_range(lease)}).scalar_one()
     return WriteResult(state == ChunkState.DONE, bool(is_stopping))
