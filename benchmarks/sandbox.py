@@ -14,7 +14,7 @@ from pathlib import Path
 from cli.postgresql import SYSTEM_PATH
 from cli.servers import embedded_servers
 from cli.up import migrate
-from core.errors import ConfigurationError
+from core.errors import ConfigurationError, Unavailable
 from core.settings import PREFIX, Settings
 from workers.agent import engine_endpoint, engine_part, node_devices
 from workers.devices import Device
@@ -23,7 +23,7 @@ from workers.instance import Instance, directory_mode
 from workers.part import Part
 from workers.supervisor import Supervisor
 
-ENGINE_SECONDS = 300.0
+HELLO_SECONDS = 10.0
 
 
 @contextmanager
@@ -101,7 +101,8 @@ def running_engine(settings: Settings) -> Iterator[EngineClient]:
         client = EngineClient(engine_endpoint(settings, device), name="benchmark")
         client.start()
         try:
-            assert client.wait_ready(ENGINE_SECONDS) is not None, "the engine is up, but says that it is not ready"
+            if client.wait_ready(HELLO_SECONDS) is None:
+                raise Unavailable("expected an engine with its model loaded, got none; run it by hand to see why")
             yield client
         finally:
             client.close()
