@@ -91,7 +91,7 @@ class BatchReader:
             parsed = _decoder.decode(line)
             body = bytes(parsed.body)
             text = body.decode()
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._note(*_explain_line(line, error), line=number)
             return None
         try:
@@ -149,7 +149,7 @@ def _explain_line(line: bytes, error: Exception) -> tuple[str, str]:
     """Code and message for a line that is not a request object: not JSON at all, or JSON of another shape."""
     try:
         msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as syntax:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as syntax:
         return "invalid_json_line", f"expected one JSON object in the line, got something else: {syntax}"
     if "custom_id" in str(error):
         return "missing_custom_id", f"expected a custom_id of text: {error}"

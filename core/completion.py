@@ -21,7 +21,10 @@ ENDPOINTS = (CHAT_ENDPOINT, TEXT_ENDPOINT)
 
 DEFAULT_TEXT_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 
-Positive = Annotated[int, Meta(ge=1)]
+INT32_MAX = 2**31 - 1
+Positive = Annotated[int, Meta(ge=1, le=INT32_MAX)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 Stop = str | Annotated[list[str], Meta(max_length=16)] | None
@@ -34,8 +37,8 @@ class _Body(msgspec.Struct):
     max_tokens: Positive | None = None
     temperature: Temperature | None = None
     top_p: Fraction | None = None
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
-    seed: int | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
+    seed: Seed | None = None
     stop: Stop = None
     stream: bool | None = None
     ignore_eos: bool | None = None
@@ -57,7 +60,7 @@ class _ChatBody(_Body, kw_only=True):
 
 
 class _TextBody(_Body, kw_only=True):
-    prompt: str | list[str | int]
+    prompt: str | list[str | TokenId]
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
@@ -123,7 +126,7 @@ def parse_body(endpoint: str, body: bytes) -> CompletionRequest:
         reason, _, path = str(error).partition(" - at ")
         field = _field(reason, path)
         raise InvalidRequest(f"{field}: {reason}", param=field, code="invalid_type") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"body: expected a JSON object: {error}", param="body", code="invalid_json") from error
     raise InvalidRequest(
         f"expected an endpoint of {', '.join(ENDPOINTS)}, got {endpoint!r}", param="endpoint", code="invalid_endpoint"

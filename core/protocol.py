@@ -119,7 +119,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """code: one of core.errors (`invalid_request`, `context_length_exceeded`, `model_failure`, `overloaded`,
-    `interrupted` by the engine's own end), `cancelled`, `model_not_found` or `model_unloaded`.
+    `interrupted` by the engine's own end), `cancelled`, `model_not_loaded`, `model_not_found` or `model_unloaded`.
     is_retryable: another try later may succeed."""
 
     id: str
@@ -129,7 +129,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
-    """state: `loading`, `ready`, `unloaded` (loads at its first request) or `failed` (tries again later; `error` says why).
+    """state: `loading`, `ready`, `unloaded` (loads at its first request) or `failed` (tried again later; see `error`).
 
     context_tokens: prompt and answer together.
     """

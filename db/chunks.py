@@ -71,16 +71,19 @@ class Backlog:
     names: list[str]
 
 
+# One row is locked, the best that nobody else is claiming: locking one per model would take it from other claimers.
 _CLAIM = text("""
-WITH best AS (
+WITH candidates AS (
     SELECT candidate.id
     FROM unnest(CAST(:models AS text[])) AS wanted(model)
     CROSS JOIN LATERAL (
-        SELECT id, priority FROM chunks
+        SELECT id FROM chunks
         WHERE state = 'waiting' AND service_class = :service_class AND model = wanted.model
-        ORDER BY priority DESC, id LIMIT 1 FOR UPDATE SKIP LOCKED
+        ORDER BY priority DESC, id LIMIT 64
     ) AS candidate
-    ORDER BY candidate.priority DESC, candidate.id LIMIT 1
+), best AS (
+    SELECT id FROM chunks WHERE id IN (SELECT id FROM candidates) AND state = 'waiting'
+    ORDER BY priority DESC, id LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 UPDATE chunks SET state = 'running', owner = :owner, attempt = attempt + 1,
     lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)

@@ -203,16 +203,20 @@ def overdue(session: Session) -> Sequence[JobRow]:
     ).all()
 
 
-def stuck(session: Session, *, older_than: timedelta) -> Sequence[JobRow]:
-    """Jobs that wait for a message which may be lost: still validating, or without a busy chunk but not ended."""
+def stuck(session: Session, *, older_than: timedelta, limit: int) -> Sequence[JobRow]:
+    """Jobs that wait for a message which may be lost: still validating, or without a busy chunk but not ended.
+    A random choice of at most `limit`, so that some that cannot move on do not hide the others."""
     busy = exists().where(ChunkRow.job_id == JobRow.id, ChunkRow.state.in_(BUSY_CHUNK_STATES))
     return session.scalars(
-        select(JobRow).where(
+        select(JobRow)
+        .where(
             JobRow.state.in_(UNFINISHED_STATES),
             ~busy,
             func.coalesce(JobRow.finalizing_at, JobRow.cancelling_at, JobRow.created_at)
             < func.clock_timestamp() - older_than,
         )
+        .order_by(func.random())
+        .limit(limit)
     ).all()
 
 

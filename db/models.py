@@ -1,12 +1,16 @@
 """Which models there are and which engines serve them."""
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 
-from sqlalchemy import delete, exists, select
+from sqlalchemy import ColumnElement, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from db.tables import ModelRow, PlacementRow
+
+# A node that restarts keeps its models on the list; one that has been silent for so long is taken to be gone.
+PLACEMENT_LIFETIME = timedelta(minutes=15)
 
 
 def place(session: Session, *, node: str, devices: Sequence[str], sources: Mapping[str, str]) -> None:
@@ -19,11 +23,26 @@ def place(session: Session, *, node: str, devices: Sequence[str], sources: Mappi
     session.flush()
 
 
+def refresh(session: Session, *, node: str, device: str) -> None:
+    """Says that the models of a device are still served."""
+    session.execute(
+        update(PlacementRow)
+        .where(PlacementRow.node == node, PlacementRow.device == device)
+        .values(seen_at=func.clock_timestamp())
+    )
+
+
+def _is_recent() -> ColumnElement[bool]:
+    return PlacementRow.seen_at > func.clock_timestamp() - PLACEMENT_LIFETIME
+
+
 def list_served(session: Session) -> Sequence[ModelRow]:
     """Models that some engine serves, by name."""
-    is_placed = exists().where(PlacementRow.model == ModelRow.name)
+    is_placed = exists().where(PlacementRow.model == ModelRow.name, _is_recent())
     return session.scalars(select(ModelRow).where(is_placed).order_by(ModelRow.name)).all()
 
 
 def is_served(session: Session, name: str) -> bool:
-    return session.scalar(select(PlacementRow.model).where(PlacementRow.model == name).limit(1)) is not None
+    return (
+        session.scalar(select(PlacementRow.model).where(PlacementRow.model == name, _is_recent()).limit(1)) is not None
+    )

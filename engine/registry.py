@@ -46,7 +46,9 @@ class HostedModel:
 
     def failure(self) -> ModelFailure:
         assert self.error is not None
-        return ModelFailure(self.error.message)
+        failure = ModelFailure(self.error.message, code="model_not_loaded")
+        failure.is_retryable = True  # what is missing may come: files, a hub, memory
+        return failure
 
     def can_admit(self) -> bool:
         return self.runtime is not None and len(self.intake) > 0

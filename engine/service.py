@@ -115,8 +115,7 @@ class Service:
             case Generate():
                 self._accept(Arrival(event.client, message, event.arrived_seconds))
             case Cancel():
-                keys = [(event.client, request_id) for request_id in message.ids]
-                self._end_all([key for key in keys if key in self._live], _cancelled())
+                self._cancel([(event.client, request_id) for request_id in message.ids])
             case Load():
                 if (model := self._known(message.model)) is not None:
                     self._registry.start_loading(model)
@@ -125,6 +124,13 @@ class Service:
                     error = Interrupted(f"{model.name} was unloaded", code="model_unloaded")
                     self._end_all(self._keys_of(model), error)
                     self._registry.unload(model)
+
+    def _cancel(self, keys: list[Key]) -> None:
+        """Those that are not here, given up or answered already, hear it too: their client may still count them."""
+        unknown = [key for key in keys if key not in self._live]
+        self._end_all([key for key in keys if key in self._live], _cancelled())
+        for key in unknown:
+            self._say(failed(key, _cancelled()))
 
     def _known(self, name: str) -> HostedModel | None:
         if name not in self._registry.models:

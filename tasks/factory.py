@@ -13,6 +13,10 @@ TASK_MODULES = ("tasks.finalizing", "tasks.heavy", "tasks.inference", "tasks.int
 
 # Longer than any lease: a message that comes again while its chunk is leased would be a wake-up for nothing.
 VISIBILITY_TIMEOUT_SECONDS = 3600
+# A broker that hangs must not hold its callers; workers ask it with a timeout of a second.
+SOCKET_TIMEOUT_SECONDS = 10
+# Whoever sends learns at once that the broker is away: the rows are committed, and the reconciler sends again.
+FAIL_QUICKLY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.2}
 DEFAULT_BROKER_URL = "redis://127.0.0.1:6379/0"
 
 
@@ -27,6 +31,9 @@ def create_app(settings: Settings) -> Celery:
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 5,
             "socket_keepalive": True,
+            "socket_timeout": SOCKET_TIMEOUT_SECONDS,
+            "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
+            **FAIL_QUICKLY,
         },
         task_serializer="json",
         result_serializer="json",

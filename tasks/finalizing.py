@@ -47,7 +47,10 @@ def finalize(services: Services, public_id: str) -> None:
         _close_requests(services, job)
         output = _write_file(services, job, is_success=True) if _has_files(job) else None
         errors = _write_file(services, job, is_success=False) if _has_files(job) else None
-        _end(services, job, output, errors)
+        has_ended = _end(services, job, output, errors)
+    if not has_ended:
+        logger.info("job %s was stopped while it was finalized; it is done again", job.public_id)
+        return
     logger.info(
         "job %s ended",
         job.public_id,
@@ -109,9 +112,10 @@ def result_line(job: str, row: ResultRow) -> bytes:
     return msgspec.json.encode(line) + b"\n"
 
 
-def _end(services: Services, job: JobRow, output: FileRow | None, errors: FileRow | None) -> None:
+def _end(services: Services, job: JobRow, output: FileRow | None, errors: FileRow | None) -> bool:
+    """False when the job was cancelled meanwhile, which ends it another way."""
     values = {"output_file_id": output and output.id, "error_file_id": errors and errors.id}
     with services.database.begin() as session:
         for file in filter(None, (output, errors)):
             files.put(session, file)
-        jobs.move(session, job.id, _ending(job), values)
+        return jobs.move(session, job.id, _ending(job), values)

@@ -30,8 +30,11 @@ def run_chunk(model: str, chunk: str, service_class: str) -> None:
 def _close(services: Services, service_class: ServiceClass, run: ChunkRun) -> None:
     """A job of one request ends here; one with files is finalized by a worker that has time for it."""
     if service_class is ServiceClass.ONLINE:
-        services.relay.announce(run.job_public_id)
+        if run.is_done:  # the answer is committed; whoever waits need not wait for the rest
+            services.relay.announce(run.job_public_id)
         finalizing.finalize(services, run.job_public_id)
+        if not run.is_done:
+            services.relay.announce(run.job_public_id)
         return
     if finalizing.is_ready(services, run.job_id):
         try:

@@ -10,11 +10,13 @@ from core.job import JobState
 from db import chunks, jobs
 from tasks import dispatcher
 from tasks.messages import RECONCILE
+from tasks.queues import UPKEEP
 from tasks.services import Services, current
 
 logger = logging.getLogger(__name__)
 
 STUCK_AFTER = timedelta(seconds=10)
+UPKEEP_WINDOW = 16
 
 
 @shared_task(name=RECONCILE)
@@ -54,9 +56,13 @@ def expire_overdue(services: Services) -> None:
 
 
 def move_on(services: Services) -> None:
-    """Sends again what jobs without a busy chunk wait for: validation or finalization."""
+    """Sends again what jobs without a busy chunk wait for: validation or finalization. No more than the queue has room
+    for, because they may only be waiting for their turn."""
+    room = UPKEEP_WINDOW - dispatcher.queue_depth(services, UPKEEP)
+    if room <= 0:
+        return
     with services.database.begin() as session:
-        waiting = jobs.stuck(session, older_than=STUCK_AFTER)
+        waiting = jobs.stuck(session, older_than=STUCK_AFTER, limit=room)
     for job in waiting:
         if job.state == JobState.VALIDATING:
             services.messages.validate_batch(job.public_id)

@@ -32,6 +32,10 @@ class ChunkRunner(Protocol):
         """Claims the best waiting chunk of this class and runs it. None when nothing waits or no engine is ready."""
         ...
 
+    def close(self) -> None:
+        """Lets go of the engine."""
+        ...
+
 
 class Relay(Protocol):
     def announce(self, job_public_id: str) -> None:
@@ -50,6 +54,8 @@ class Services:
     chunks: ChunkRunner | None = None
 
     def close(self) -> None:
+        if self.chunks is not None:
+            self.chunks.close()
         self.redis.close()
         self.database.close()
 

@@ -16,13 +16,14 @@ from workers.devices import Device, choose_devices, find_gpus
 from workers.engine_client import probe
 from workers.part import Part, python_argv
 
-ENGINE_READY_SECONDS = 300.0
+ENGINE_READY_SECONDS = 3600.0  # a hub model may have to be downloaded first
 WORKER_GRACE_SECONDS = 30.0
 BATCH_NICE = 10  # bulk work yields the CPU to people who wait
 CONTROL_THREADS = 2
 # Idle OpenMP threads that spin would take the cores from the workers and the database of a CPU-only machine.
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 READY_FILE_VARIABLE = "MILLRACE__READY_FILE"
+THREADS_VARIABLE = "MILLRACE__THREADS"
 
 
 def register(settings: Settings, database: Database) -> None:
@@ -42,8 +43,8 @@ def node_parts(settings: Settings, after: tuple[str, ...] = (), engine_after: tu
     for device in node_devices(settings):
         parts.append(engine_part(settings, device, engine_after))
         parts += device_workers(settings, device, after)
-    parts.append(_worker(settings, "control", ["--pool", "threads", "-c", str(CONTROL_THREADS)], [CONTROL], after))
-    parts.append(_worker(settings, "upkeep", ["--pool", "threads", "-c", "1"], [UPKEEP], after))
+    parts.append(_worker(settings, "control", ("threads", CONTROL_THREADS), [CONTROL], after))
+    parts.append(_worker(settings, "upkeep", ("threads", 1), [UPKEEP], after))
     return parts
 
 
@@ -93,39 +94,53 @@ def _is_engine_ready(endpoint: str) -> bool:
 
 def device_workers(settings: Settings, device: Device, after: tuple[str, ...]) -> list[Part]:
     names = list(settings.model_sources)
-    env = {
-        "MILLRACE_DEVICE": device.name,
-        "MILLRACE_ENGINE_ENDPOINT": engine_endpoint(settings, device),
-        "CUDA_VISIBLE_DEVICES": device.uuid or "",
-    }
-    online = ["--pool", "threads", "-c", str(settings.online_threads)]
-    batch = ["--pool", "threads", "-c", str(settings.batch_threads)]
-    heavy = ["--pool", "prefork", "-c", "1"]
+    pinned = {"MILLRACE_DEVICE": device.name, "CUDA_VISIBLE_DEVICES": device.uuid or ""}
+    env = {**pinned, "MILLRACE_ENGINE_ENDPOINT": engine_endpoint(settings, device)}
+    online = ("threads", settings.online_threads)
+    batch = ("threads", settings.batch_threads)
+    heavy = ("prefork", 1)
     return [
         _worker(settings, f"online-{device.name}", online, inference_queues(ServiceClass.ONLINE, names), after, env),
         _worker(
             settings, f"batch-{device.name}", batch, inference_queues(ServiceClass.BATCH, names), after, env, BATCH_NICE
         ),
-        _worker(settings, f"heavy-{device.name}", heavy, [heavy_queue(settings.node_name)], after, env),
+        _worker(settings, f"heavy-{device.name}", heavy, [heavy_queue(settings.node_name)], after, pinned),
     ]
 
 
 def _worker(
     settings: Settings,
     name: str,
-    pool: Sequence[str],
+    pool: tuple[str, int],
     queues: Sequence[str],
     after: tuple[str, ...],
     env: dict[str, str] | None = None,
     nice: int = 0,
 ) -> Part:
     ready_file = settings.run_path / f"{name}.ready"
-    arguments = ["-A", "workers.boot", "worker", *pool, "-n", f"{name}@{settings.node_name}", "-Q", ",".join(queues)]
+    arguments = [
+        "-A",
+        "workers.boot",
+        "worker",
+        "--pool",
+        pool[0],
+        "-c",
+        str(pool[1]),
+        "-n",
+        f"{name}@{settings.node_name}",
+        "-Q",
+        ",".join(queues),
+    ]
     arguments += ["-l", settings.log_level, "--without-gossip", "--without-mingle"]
     return Part(
         name=name,
         argv=python_argv("celery", *arguments, executable=sys.executable),
-        env={**settings_environment(settings), **(env or {}), READY_FILE_VARIABLE: str(ready_file)},
+        env={
+            **settings_environment(settings),
+            **(env or {}),
+            READY_FILE_VARIABLE: str(ready_file),
+            THREADS_VARIABLE: str(pool[1]),
+        },
         prepare=lambda: ready_file.unlink(missing_ok=True),
         ready=ready_file.exists,
         after=after,

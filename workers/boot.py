@@ -23,24 +23,24 @@ from tasks.factory import DEFAULT_BROKER_URL
 from tasks.messages import Messages
 from tasks.relay import RedisRelay
 from tasks.services import Services
-from workers.agent import READY_FILE_VARIABLE
+from workers.agent import READY_FILE_VARIABLE, THREADS_VARIABLE
 from workers.chunk_run import EngineChunkRunner, RunnerOptions
 from workers.engine_client import EngineClient
+from workers.presence import Presence
 
 __all__ = ["app", "build_services"]
 
 logger = logging.getLogger(__name__)
 
-CONTROL_CONNECTIONS = 4
+DEFAULT_THREADS = 4
 
 _stopping = threading.Event()
+_presences: list[Presence] = []
 
 
 def build_services(settings: Settings, stopping: threading.Event) -> Services:
     """A chunk runner comes with it where the settings name an engine."""
-    num_threads = (
-        max(settings.batch_threads, settings.online_threads) if settings.engine_endpoint else CONTROL_CONNECTIONS
-    )
+    num_threads = int(os.environ.get(THREADS_VARIABLE, DEFAULT_THREADS))
     assert settings.database_url is not None
     database = Database(settings.database_url, pool_size=num_threads + 2)
     redis: Redis = Redis.from_url(client_url(settings.redis_url or DEFAULT_BROKER_URL), socket_timeout=10)
@@ -79,7 +79,12 @@ def _configure_logging(**_: Any) -> None:
 @signals.worker_process_init.connect  # type: ignore[untyped-decorator]
 def _start(**_: Any) -> None:
     """`worker_init` comes in the worker itself, `worker_process_init` in the children of prefork, which spawn."""
-    services.install(build_services(load_settings(), _stopping))
+    settings = load_settings()
+    built = build_services(settings, _stopping)
+    services.install(built)
+    if built.chunks is not None:
+        _presences.append(Presence(built.database, settings.node_name, settings.device))
+        _presences[-1].start()
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
@@ -97,4 +102,6 @@ def _drain(**_: Any) -> None:
 
 @signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
 def _stop(**_: Any) -> None:
+    for presence in _presences:
+        presence.close()
     services.uninstall()

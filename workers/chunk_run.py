@@ -25,8 +25,10 @@ logger = logging.getLogger(__name__)
 
 RENEWALS_PER_LEASE = 3
 RETRY_SECONDS = 0.5
+LOAD_AGAIN_SECONDS = 10.0
 # Failures that say nothing about the request: it runs again.
 _NOT_THE_REQUESTS_FAULT = frozenset({"engine_lost", "interrupted", "cancelled", "model_unloaded", "overloaded"})
+MODEL_NOT_LOADED = "model_not_loaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,14 @@ class EngineChunkRunner:
         self._engine = engine
         self._options = options
         self._stopping = stopping
+        self._asked_at: dict[str, float] = {}
+
+    def close(self) -> None:
+        self._engine.close()
 
     def run(self, service_class: ServiceClass) -> ChunkRun | None:
         hello = self._engine.wait_ready(self._options.engine_wait_seconds)
-        models = self._usable_models(hello)
+        models = self._usable_models(hello, service_class)
         if hello is None or not models or self._stopping.is_set():
             logger.warning("no engine is ready: the chunk stays where it is", extra={"event": "engine.away"})
             return None
@@ -66,15 +72,22 @@ class EngineChunkRunner:
             )
         if lease is None:
             return None
-        priority = ONLINE_PRIORITY if service_class is ServiceClass.ONLINE else BULK_PRIORITY
-        return _Execution(self._database, self._engine, self._options, self._stopping, lease).run(hello, priority)
+        return _Execution(self._database, self._engine, self._options, self._stopping, lease).run(hello, service_class)
 
-    def _usable_models(self, hello: Hello | None) -> list[str]:
-        """Rows of a model that cannot be loaded wait; the engine is asked to try again."""
+    def _usable_models(self, hello: Hello | None, service_class: ServiceClass) -> list[str]:
+        """Bulk rows of a model that cannot be loaded wait, and the engine is asked to try again; people are told."""
+        if service_class is ServiceClass.ONLINE:
+            return list(self._options.models)
         failed = {model.name for model in hello.models if model.state == MODEL_FAILED} if hello else set()
-        for name in failed:
-            self._engine.load(name)
+        self._ask_for(failed)
         return [name for name in self._options.models if name not in failed]
+
+    def _ask_for(self, models: set[str]) -> None:
+        now = time.monotonic()
+        for name in models:
+            if now - self._asked_at.get(name, float("-inf")) >= LOAD_AGAIN_SECONDS:
+                self._asked_at[name] = now
+                self._engine.load(name)
 
 
 class _Execution:
@@ -102,15 +115,20 @@ class _Execution:
         self._is_stopping = False
         self._engine_crashed = False
         self._must_hand_back = False
+        self._engine_seen_at = time.monotonic()
+        self._is_online = False
 
-    def run(self, hello: Hello, priority: int) -> ChunkRun:
+    def run(self, hello: Hello, service_class: ServiceClass) -> ChunkRun:
         lease = self._lease
+        self._is_online = service_class is ServiceClass.ONLINE
+        priority = ONLINE_PRIORITY if self._is_online else BULK_PRIORITY
         try:
             self._begin()
             while not self._is_over():
                 self._submit(hello.credits, priority)
                 self._collect()
                 self._write_if_due()
+                self._watch_engine()
             is_closed = self._end()
         except LeaseLost as error:
             logger.warning("%s", error, extra={"event": "chunk.lease_lost", "job": lease.job_public_id})
@@ -163,10 +181,23 @@ class _Execution:
         index = self._in_flight.pop(answer.id)
         if isinstance(answer, Finished):
             self._finished.append(outcome.of_finished(self._lease, index, answer, int(time.time())))
-        elif answer.code in _NOT_THE_REQUESTS_FAULT:
+        elif self._may_run_again(answer):
             self._give_up(answer)
         else:
             self._finished.append(outcome.of_failed(index, answer))
+
+    def _may_run_again(self, failure: Failed) -> bool:
+        """A person is told at once that the model cannot be loaded; bulk rows wait until it can."""
+        waits_for_model = failure.code == MODEL_NOT_LOADED and not self._is_online
+        return waits_for_model or failure.code in _NOT_THE_REQUESTS_FAULT
+
+    def _watch_engine(self) -> None:
+        """Requests that were never sent hear nothing of an engine that is away: another node may run them."""
+        now = time.monotonic()
+        if self._engine.hello is not None:
+            self._engine_seen_at = now
+        elif now - self._engine_seen_at > self._options.engine_wait_seconds:
+            self._must_hand_back = True
 
     def _give_up(self, failure: Failed) -> None:
         self._must_hand_back = True

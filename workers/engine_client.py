@@ -7,6 +7,7 @@ boot id, what was in flight fails as `engine_lost`, which is retryable.
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -18,6 +19,7 @@ import msgspec
 import zmq
 
 from core.protocol import (
+    CLIENT_SILENCE_SECONDS,
     HEARTBEAT_SECONDS,
     MODEL_LOADING,
     Cancel,
@@ -38,6 +40,7 @@ from core.protocol import (
 logger = logging.getLogger(__name__)
 
 SILENCE_SECONDS = 10 * HEARTBEAT_SECONDS
+PAUSE_SECONDS = 0.8 * CLIENT_SILENCE_SECONDS  # the engine cancels what a client silent for all of it has in flight
 ENGINE_LOST = "engine_lost"
 
 Answer = Delta | Finished | Failed
@@ -88,10 +91,11 @@ class EngineClient:
         return self._hello is not None and any(model.state != MODEL_LOADING for model in self._hello.models)
 
     def submit(self, requests: Sequence[Generate], sink: Sink) -> None:
-        """`sink` is called on the I/O thread with every answer: it must only hand it on."""
-        for request in requests:
+        """`sink` is called with every answer, on the I/O thread or at once: it must only hand it on."""
+        sound = [request for request in requests if _is_encodable(request, sink)]
+        for request in sound:
             self._sinks[request.id] = sink
-        self._command(list(requests))
+        self._command(sound)
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Ends requests that nobody waits for any more; their sinks hear nothing more."""
@@ -108,6 +112,15 @@ class EngineClient:
         os.write(self._wake_writer, b"x")
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception:
+            logger.critical("the link to the engine broke; this worker ends and is started again", exc_info=True)
+            self._in_flight.update(self._sinks)
+            self._lose("cannot be reached any more")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _serve(self) -> None:
         context = zmq.Context()
         socket = context.socket(zmq.DEALER)
         try:
@@ -130,6 +143,7 @@ class EngineClient:
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._wake_reader, zmq.POLLIN)
         self._ping_at = 0.0
+        self._sent_at = self._clock()
 
     def _step(self, socket: "zmq.Socket[bytes]") -> bool:
         events = dict(self._poller.poll(int(HEARTBEAT_SECONDS * 500)))
@@ -137,6 +151,9 @@ class EngineClient:
             os.read(self._wake_reader, 65536)
         if not self._take_commands():
             return False
+        if self._in_flight and self._clock() - self._sent_at > PAUSE_SECONDS:
+            self._cancelling.extend(self._in_flight)
+            self._lose("may have given this process up, which was paused or cut off,")
         if socket in events:
             self._receive(socket)
         self._watch()
@@ -224,6 +241,7 @@ class EngineClient:
             return
         self._cancelling = []
         self._loading.clear()
+        self._sent_at = self._clock()
         self._ping_at = self._clock() + HEARTBEAT_SECONDS
 
     def _due_requests(self) -> list[ClientMessage]:
@@ -241,6 +259,16 @@ class EngineClient:
         for request in requests:
             self._in_flight.discard(request.id)
         self._waiting.extendleft(reversed(requests))
+
+
+def _is_encodable(request: Generate, sink: Sink) -> bool:
+    """JSON knows values that MessagePack does not, such as integers beyond 64 bits; they must not reach the socket."""
+    try:
+        encode(ClientFrame([request]))
+    except (OverflowError, RecursionError, TypeError, ValueError) as error:
+        sink(Failed(request.id, "invalid_request", f"expected values of at most 64 bits and bounded depth: {error}"))
+        return False
+    return True
 
 
 def probe(endpoint: str, timeout_seconds: float = 0.5) -> Hello | None:

@@ -14,6 +14,7 @@ _STATUS_OF_CODE = {
     "invalid_request": 400,
     "unsupported_parameter": 400,
     "model_not_found": 404,
+    "model_not_loaded": 503,
 }
 SERVER_ERROR = 500
 

@@ -181,7 +181,7 @@ def test_a_model_that_cannot_be_loaded_fails_its_requests_and_says_why_in_hello(
     # Then all of them fail with the reason, the others are served, and `Load` may try again
     for failure in (first, second, third):
         assert isinstance(failure, Failed)
-        assert failure.code == "model_failure"
+        assert failure.code == "model_not_loaded"
         assert "expected a model directory at /no/such/directory" in failure.message
     status = {model.name: model for model in client.hello().models}["gone"]
     assert (status.state, "expected a model directory" in status.error) == ("failed", True)

@@ -1,0 +1,44 @@
+"""Says again and again that the models of a device are served, so that those of a node that is gone are not offered for
+ever."""
+
+import logging
+import threading
+
+from core.errors import MillraceError
+from db import models
+from db.connection import Database
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_SECONDS = 30.0
+
+
+class Presence:
+    """A thread of a worker; `close()` ends it. PostgreSQL may be away: the next turn says it again."""
+
+    def __init__(self, database: Database, node: str, device: str) -> None:
+        self._database = database
+        self._node = node
+        self._device = device
+        self._is_closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._is_closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._say()
+            if self._is_closing.wait(INTERVAL_SECONDS):
+                return
+
+    def _say(self) -> None:
+        try:
+            with self._database.begin() as session:
+                models.refresh(session, node=self._node, device=self._device)
+        except MillraceError as error:
+            logger.warning("could not say that %s is there: %s", self._device, error)
