@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from redis.asyncio import Redis as AsyncRedis
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from api import batches, completions, errors, files, health, home, jobs, models
 from api.context import Context
@@ -19,6 +20,8 @@ from tasks.factory import DEFAULT_BROKER_URL, create_app
 from tasks.messages import Messages
 
 DATABASE_CONNECTIONS = 16
+# Without keys, a web page that has its own name resolve to this machine must not get in.
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 def build_context(settings: Settings) -> Context:
@@ -48,6 +51,7 @@ def create_api(settings: Settings) -> FastAPI:
     )
     for module in (files, batches, models, completions, jobs, health, home):
         app.include_router(module.router)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_file_bytes)
+    app.add_middleware(BodyLimit, max_file_bytes=settings.max_file_bytes)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_NAMES, settings.host])
     errors.install(app)
     return app

@@ -7,15 +7,15 @@ answer from PostgreSQL. Whoever leaves, or waits too long, cancels.
 import logging
 from datetime import timedelta
 
-from anyio import current_time, sleep
+from anyio import CancelScope, current_time, sleep
 from fastapi import APIRouter, Request, Response
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from api.context import Context, Ctx, Tenant
-from api.errors import error_response
+from api.errors import SERVER_ERROR, error_response
 from core.completion import CHAT_ENDPOINT, TEXT_ENDPOINT, parse_body
-from core.errors import Interrupted, NotFound
+from core.errors import Interrupted, InvalidRequest, NotFound
 from core.job import JobState, ServiceClass
 from db import jobs, models, results
 from db.jobs import NewOnlineRequest
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 router = APIRouter(tags=["completions"])
 
 LOOK_SECONDS = 1.0
+PAUSE_SECONDS = 0.05
+EXPIRY_MARGIN_SECONDS = 30.0  # whoever waits gives up first
 CLIENT_CLOSED_REQUEST = 499
 
 _EXAMPLE = {
@@ -52,22 +54,38 @@ async def create_completion(context: Ctx, tenant: Tenant, request: Request) -> R
 
 
 async def _answer(context: Context, tenant: str, request: Request, endpoint: str) -> Response:
+    _check_content_type(request)
     body = await request.body()
     job = await run_in_threadpool(_submit, context, tenant, endpoint, body)
+    outcome = None
     try:
+        await run_in_threadpool(context.messages.wake_up, ServiceClass.ONLINE, job.model or "", f"{job.public_id}#0")
         outcome = await _wait(context, request, job)
-    except BaseException:
-        await run_in_threadpool(_cancel, context, job)
-        raise
+    finally:
+        if outcome is None:  # nobody waits any more, whatever the reason
+            with CancelScope(shield=True):
+                await run_in_threadpool(_cancel, context, job)
+    return _response(outcome)
+
+
+def _check_content_type(request: Request) -> None:
+    """Browsers let any page send other types across origins without asking."""
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise InvalidRequest(f"expected Content-Type application/json, got {content_type!r}", param="content-type")
+
+
+def _response(outcome: OutcomeRow | None) -> Response:
     if outcome is None:
-        await run_in_threadpool(_cancel, context, job)
         return error_response(CLIENT_CLOSED_REQUEST, "client_closed_request", "the client closed the connection")
-    return Response(outcome.body, status_code=outcome.status_code or 500, media_type="application/json")
+    if outcome.status_code is None:
+        return error_response(SERVER_ERROR, "not_executed", "the request was stopped before it could run")
+    return Response(outcome.body, status_code=outcome.status_code, media_type="application/json")
 
 
 def _submit(context: Context, tenant: str, endpoint: str, body: bytes) -> JobRow:
     parsed = parse_body(endpoint, body)
-    lifetime = timedelta(seconds=context.settings.online_timeout_seconds)
+    lifetime = timedelta(seconds=context.settings.online_timeout_seconds + EXPIRY_MARGIN_SECONDS)
     online = NewOnlineRequest(
         endpoint=endpoint, model=parsed.model, body=body.decode(), expires_after=lifetime, tenant=tenant
     )
@@ -78,9 +96,7 @@ def _submit(context: Context, tenant: str, endpoint: str, body: bytes) -> JobRow
                 param="model",
                 code="model_not_found",
             )
-        job = jobs.create_online(session, online)
-    context.messages.wake_up(ServiceClass.ONLINE, parsed.model, f"{job.public_id}#0")
-    return job
+        return jobs.create_online(session, online)
 
 
 async def _wait(context: Context, request: Request, job: JobRow) -> OutcomeRow | None:
@@ -91,6 +107,7 @@ async def _wait(context: Context, request: Request, job: JobRow) -> OutcomeRow |
         outcome = await run_in_threadpool(_read, context, job)
         if outcome is not None:
             return outcome
+        await sleep(PAUSE_SECONDS)
         if await request.is_disconnected():
             return None
     raise Interrupted(

@@ -32,14 +32,17 @@ NOT_FOUND = 404
 TOO_LARGE = 413
 
 
-class RequestTooLarge(errors.InvalidRequest):
+class RequestTooLarge(HTTPException):
+    """Not of our tree, because FastAPI lets only HTTPException through while it reads a form."""
+
     code = "request_too_large"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(TOO_LARGE, message)
 
 
 def status_of(error: errors.MillraceError) -> int:
     """The status of the nearest class that has one."""
-    if isinstance(error, RequestTooLarge):
-        return TOO_LARGE
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
@@ -63,6 +66,8 @@ async def _millrace_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, errors.Unavailable):
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
         logger.warning("%s %s: %s", request.method, request.url.path, error, extra={"event": "api.unavailable"})
+    if isinstance(error, errors.Interrupted):
+        response.headers["x-should-retry"] = "false"  # OpenAI's clients would only start the same work again
     return response
 
 
@@ -79,7 +84,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == NOT_FOUND:
         message = f"no route {request.method} {request.url.path}; /openapi.json lists those there are"
         return error_response(NOT_FOUND, "unknown_url", message)
-    return error_response(error.status_code, "invalid_request", str(error.detail))
+    return error_response(error.status_code, getattr(error, "code", "invalid_request"), str(error.detail))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -1,7 +1,7 @@
 """`/v1/files`: upload, list, show, download, delete."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import StreamingResponse
@@ -10,7 +10,7 @@ from api.context import Context, Ctx, Tenant
 from api.errors import RequestTooLarge
 from core.errors import InvalidRequest
 from db import files
-from db.files import BLOCK_BYTES, new_file_id
+from db.files import BLOCK_BYTES, FilePage, new_file_id
 from db.tables import FileRow
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
@@ -33,10 +33,9 @@ def create_file(
 
 def _store(context: Context, tenant: str, file: UploadFile, purpose: str) -> FileRow:
     file_id = new_file_id()
+    filename = (file.filename or "upload.jsonl").replace("\0", "")
     num_bytes = context.files.write(file_id, _blocks(file.file))
-    row = FileRow(
-        id=file_id, tenant=tenant, purpose=purpose, filename=file.filename or "upload.jsonl", num_bytes=num_bytes
-    )
+    row = FileRow(id=file_id, tenant=tenant, purpose=purpose, filename=filename, num_bytes=num_bytes)
     with context.database.begin() as session:
         return files.add(session, row)
 
@@ -51,11 +50,21 @@ def list_files(
     context: Ctx,
     tenant: Tenant,
     purpose: str | None = None,
+    after: str | None = None,
+    order: Literal["asc", "desc"] = "desc",
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
 ) -> dict[str, Any]:
+    wanted = FilePage(purpose=purpose, after=after, is_newest_first=order == "desc", limit=limit + 1)
     with context.database.begin() as session:
-        rows = files.list_files(session, tenant=tenant, purpose=purpose, limit=limit)
-    return {"object": "list", "data": [file_object(row) for row in rows], "has_more": False}
+        rows = files.list_files(session, wanted, tenant=tenant)
+    data = [file_object(row) for row in rows[:limit]]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": len(rows) > limit,
+    }
 
 
 @router.get("/{file_id}", summary="Show a file")

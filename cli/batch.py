@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from openai import OpenAI
+from openai import APIConnectionError, InternalServerError, OpenAI
 from openai.types import Batch
 from rich.console import Console
 from rich.table import Table
@@ -33,9 +33,10 @@ def run(server: str, source: Path, out: Path, model: str | None, window: str) ->
         batch = submit(client, source, model, window)
         console.print(f"batch {batch.id}", highlight=False)
         batch = _follow_or_leave(client, batch.id, console)
-        _check_completed(batch)
+        _check_accepted(batch)
         _save(client, batch, out, console)
         console.print(summary_table(batch, get_job(server, batch.id)))
+        _check_completed(batch)
 
 
 def submit(client: OpenAI, source: Path, model: str | None, window: str = "24h") -> Batch:
@@ -81,20 +82,28 @@ def _with_model(line: bytes, model: str) -> bytes:
     try:
         row = json.loads(line)
         row["body"]["model"] = model
-    except (ValueError, KeyError, TypeError):
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except (ValueError, KeyError, TypeError, RecursionError):
         return line
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
 def _follow_or_leave(client: OpenAI, batch_id: str, console: Console) -> Batch:
     try:
         return follow(client, batch_id, console)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, APIConnectionError, InternalServerError) as error:
         console.print(f"The batch goes on. `millrace batch show {batch_id}` follows it, `… cancel` ends it.")
+        if not isinstance(error, KeyboardInterrupt):
+            raise
         raise typer.Exit(130) from None
 
 
 def _check_completed(batch: Batch) -> None:
+    num_completed = batch.request_counts.completed if batch.request_counts else 0
+    if batch.status != "completed" or not num_completed:
+        raise BatchNotCompleted(f"expected a completed batch with answers; it is {batch.status} with {num_completed}")
+
+
+def _check_accepted(batch: Batch) -> None:
     if batch.status == "failed":
         raise BatchNotCompleted("the file was refused:\n" + "\n".join(_error_lines(batch)))
 

@@ -61,8 +61,10 @@ def get_job(url: str, job_id: str) -> dict[str, object]:
         response = httpx.get(f"{url}/api/v1/jobs/{job_id}", timeout=TIMEOUT_SECONDS)
     except httpx.HTTPError as error:
         raise Unavailable(f"no Millrace answers at {url}: {error}") from error
-    if not response.is_success:
+    if response.status_code == httpx.codes.NOT_FOUND:
         raise NotFound(f"no job {job_id} at {url}")
+    if not response.is_success:
+        raise RequestFailed(f"{url} answered {response.status_code}: {response.text}")
     job: dict[str, object] = response.json()
     return job
 
@@ -70,6 +72,7 @@ def get_job(url: str, job_id: str) -> dict[str, object]:
 def download(client: OpenAI, file_id: str | None, target: Path) -> int:
     """Writes a file of the server to disk as it comes and returns how many lines it has; no file is no line."""
     if file_id is None:
+        target.write_bytes(b"")  # an older result must not be taken for this one
         return 0
     num_lines = 0
     with client.files.with_streaming_response.content(file_id) as response, target.open("wb") as file:

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable
 
-from openai import OpenAI
+from openai import APIConnectionError, InternalServerError, OpenAI
 from openai.types import Batch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 ENDED = frozenset({"completed", "failed", "cancelled", "expired"})
 POLL_SECONDS = 0.25
+PATIENCE_SECONDS = 300.0
 
 
 def make_progress(console: Console) -> Progress:
@@ -27,15 +28,22 @@ def make_progress(console: Console) -> Progress:
 
 
 def follow(client: OpenAI, batch_id: str, console: Console, sleep: Callable[[float], None] = time.sleep) -> Batch:
-    """Returns the batch once it has ended. An interrupt leaves it running on the server."""
-    started = time.monotonic()
+    """Returns the batch once it has ended. An interrupt leaves it running on the server, and so does a server that is
+    away for more than `PATIENCE_SECONDS`, which raises what it answered last."""
+    started = heard_at = time.monotonic()
     with make_progress(console) as progress:
         bar = progress.add_task("validating", total=None, rate="")
         while True:
-            batch = client.batches.retrieve(batch_id)
-            _show(progress, bar, batch, time.monotonic() - started)
-            if batch.status in ENDED:
-                return batch
+            try:
+                batch = client.batches.retrieve(batch_id)
+                heard_at = time.monotonic()
+                _show(progress, bar, batch, heard_at - started)
+                if batch.status in ENDED:
+                    return batch
+            except (APIConnectionError, InternalServerError):
+                if time.monotonic() - heard_at > PATIENCE_SECONDS:
+                    raise
+                progress.update(bar, description="server away")
             sleep(POLL_SECONDS)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from cli.preflight import check_engine_packages, check_loopback
 from cli.report import JobProgress, Reporter
-from cli.up import BUILTIN_JOB, api_part, beat_part, builtin_model_part, flower_part
+from cli.up import BUILTIN_JOB, api_part, beat_part, builtin_model_part, flower_part, split_engines
 from core.errors import ConfigurationError, Interrupted
 from core.settings import Settings, settings_environment
 from db.connection import Database
@@ -64,7 +64,9 @@ def _serve_node(settings: Settings, supervisor: Supervisor, reporter: Reporter) 
     progress = JobProgress(BUILTIN_JOB, Instance.of(settings).log_path(BUILTIN_JOB), reporter)
     try:
         _register(settings)
-        supervisor.launch([*training, *node_parts(settings, engine_after=tuple(part.name for part in training))])
+        engines, workers = split_engines(node_parts(settings, engine_after=tuple(part.name for part in training)))
+        supervisor.launch([*training, *engines])
+        supervisor.launch(workers)  # stopped before the engines, so that what they run is written down
         supervisor.wait_ready(on_tick=progress.follow)
         reporter.say(f"node {settings.node_name} is ready: {', '.join(settings.model_sources)}")
         supervisor.run()
@@ -106,5 +108,8 @@ def _become(part: Part, settings: Settings) -> None:
     environment = {**os.environ, **settings_environment(settings), **part.env}
     argv: Sequence[str] = part.argv
     sys.stdout.flush()
+    empty = Instance.of(settings).working_path(part.name)  # Celery puts the current directory on the import path
+    empty.mkdir(parents=True, exist_ok=True)
+    os.chdir(empty)
     defined = {name: value for name, value in environment.items() if value is not None}
     os.execve(argv[0], list(argv), defined)  # noqa: S606 -- a list of arguments of our own

@@ -71,7 +71,7 @@ def _serve(settings: Settings, with_flower: bool, supervisor: Supervisor, report
 def _start(settings: Settings, with_flower: bool, supervisor: Supervisor, reporter: Reporter) -> None:
     settings, servers = embedded_servers(settings, reporter.say)
     training = builtin_model_part(settings)
-    engines, workers = _split(node_parts(settings, engine_after=tuple(part.name for part in training)))
+    engines, workers = split_engines(node_parts(settings, engine_after=tuple(part.name for part in training)))
     progress = JobProgress(BUILTIN_JOB, Instance.of(settings).log_path(BUILTIN_JOB), reporter)
     supervisor.launch(servers)
     supervisor.launch([*training, *engines])
@@ -82,7 +82,7 @@ def _start(settings: Settings, with_flower: bool, supervisor: Supervisor, report
     supervisor.wait_ready(on_tick=progress.follow)
 
 
-def _split(parts: list[Part]) -> tuple[list[Part], list[Part]]:
+def split_engines(parts: list[Part]) -> tuple[list[Part], list[Part]]:
     """Engines, and the rest."""
     engines = [part for part in parts if part.name.startswith("engine-")]
     return engines, [part for part in parts if part not in engines]

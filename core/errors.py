@@ -9,8 +9,8 @@ what came and what to do. HTTP statuses are given in `api/errors.py`, retries in
     |-- Conflict              the state does not allow it; never retried
     |   `-- LeaseLost         somebody else owns the chunk now; write nothing more
     |-- Unavailable           a server is away; back off and try again
-    |   `-- EngineLost        the engine process went away with our requests
-    |-- Overloaded            full; try again after `retry_after_seconds`
+    |   |-- EngineLost        the engine process went away with our requests
+    |   `-- Overloaded        full; try again after `retry_after_seconds`
     |-- Interrupted           cancel, deadline or shutdown; not counted as an attempt
     |-- ModelFailure          the model itself failed on this request
     `-- ConfigurationError    settings or installation are wrong; a person has to act

@@ -200,6 +200,7 @@ def settings_environment(settings: Settings) -> dict[str, str]:
 
 
 def _unknown_setting(variable: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(variable, known, n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else "docs/reference/settings.md lists all of them"
+    fields = [name.removeprefix(PREFIX) for name in known]
+    nearest = difflib.get_close_matches(variable.removeprefix(PREFIX), fields, n=1)
+    hint = f"did you mean {PREFIX}{nearest[0]}?" if nearest else "docs/reference/settings.md lists all of them"
     return f"unknown setting {variable}: {hint}"

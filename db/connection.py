@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -21,7 +21,10 @@ POOL_TIMEOUT_SECONDS = 10.0
 
 def sqlalchemy_url(url: str) -> URL:
     """`postgresql://…` as people write it, with our driver. Raises ConfigurationError on another database."""
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError(f"MILLRACE_DATABASE_URL: expected postgresql://user@host/name: {error}") from error
     if parsed.drivername not in ("postgresql", "postgres", "postgresql+psycopg"):
         raise ConfigurationError(
             f"MILLRACE_DATABASE_URL: expected postgresql://user@host/name, got a URL of {parsed.drivername!r}"

@@ -6,10 +6,11 @@ shared directory or an object store. Bytes come before the row that names them: 
 
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import fsspec
-from sqlalchemy import delete, select
+from sqlalchemy import delete, literal, select, tuple_
 from sqlalchemy.orm import Session
 
 from core.errors import ConfigurationError, NotFound, Unavailable
@@ -147,12 +148,29 @@ def find(session: Session, file_id: str, *, tenant: str) -> FileRow:
     return file
 
 
-def list_files(session: Session, *, tenant: str, purpose: str | None, limit: int) -> Sequence[FileRow]:
-    """Newest first."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilePage:
+    """after: the id of the last file of the page before."""
+
+    purpose: str | None = None
+    after: str | None = None
+    is_newest_first: bool = True
+    limit: int
+
+
+def list_files(session: Session, page: FilePage, *, tenant: str) -> Sequence[FileRow]:
+    """In order of time. Raises NotFound for an unknown `after`."""
+    position = tuple_(FileRow.created_at, FileRow.id)
     query = select(FileRow).where(FileRow.tenant == tenant)
-    if purpose is not None:
-        query = query.where(FileRow.purpose == purpose)
-    return session.scalars(query.order_by(FileRow.created_at.desc(), FileRow.id).limit(limit)).all()
+    if page.purpose is not None:
+        query = query.where(FileRow.purpose == page.purpose)
+    if page.after is not None:
+        last = find(session, page.after, tenant=tenant)
+        mark = tuple_(literal(last.created_at), literal(last.id))
+        query = query.where(position < mark if page.is_newest_first else position > mark)
+    columns = (FileRow.created_at, FileRow.id)
+    ordering = [column.desc() if page.is_newest_first else column.asc() for column in columns]
+    return session.scalars(query.order_by(*ordering).limit(page.limit)).all()
 
 
 def remove(session: Session, file_id: str, *, tenant: str) -> None:
