@@ -127,7 +127,11 @@ class BatchReader:
             )
 
     def _check_body(self, body: bytes) -> str:
-        model = parse_body(self.endpoint, body).model
+        try:
+            model = parse_body(self.endpoint, body).model
+        except InvalidRequest as error:
+            param = "body" if error.param == "body" else f"body.{error.param}"
+            raise InvalidRequest(error.message, param=param, code=error.code) from error
         if self.model is None:
             if model not in self.known_models:
                 raise InvalidRequest(

@@ -97,9 +97,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     write_interval_seconds: Annotated[
         Seconds, Meta(description="How often a worker writes finished answers, all of them in one transaction.")
     ] = 0.1
-    max_chunk_crashes: Annotated[
+    max_request_crashes: Annotated[
         Count,
-        Meta(description="Engine crashes a chunk survives; after that its unfinished rows fail as `engine_crashed`."),
+        Meta(
+            description="Engine crashes while a request runs alone, in a row, after which it fails as `engine_crashed`."
+        ),
     ] = 3
     batch_threads: Annotated[Count, Meta(description="Chunks that the batch worker of a device runs at once.")] = 2
     online_threads: Annotated[Count, Meta(description="Requests that the online worker of a device runs at once.")] = 16

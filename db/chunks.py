@@ -31,6 +31,8 @@ class Lease:
     model: str
     endpoint: str
     num_crashes: int
+    suspect_request: int | None
+    suspect_crashes: int
     lease_seconds: float
 
 
@@ -52,6 +54,13 @@ class Outcome:
     queue_seconds: float = 0.0
     first_token_seconds: float = 0.0
     total_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """The engine died while requests of the chunk were running; `suspect_request` if it was only this one."""
+
+    suspect_request: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,7 @@ FROM best, jobs
 WHERE chunks.id = best.id AND jobs.id = chunks.job_id
 RETURNING chunks.id AS chunk_id, chunks.owner, chunks.attempt, chunks.job_id, jobs.public_id AS job_public_id,
     chunks.index AS chunk_index, chunks.first_request, chunks.num_requests, chunks.model, jobs.endpoint,
-    chunks.num_crashes
+    chunks.num_crashes, chunks.suspect_request, chunks.suspect_crashes
 """)
 
 _UNFINISHED = text("""
@@ -139,6 +148,9 @@ WHERE id = :chunk_id RETURNING state
 
 _HAND_BACK = text("""
 UPDATE chunks AS c SET owner = NULL, lease_until = NULL, num_crashes = c.num_crashes + :num_crashes,
+    suspect_crashes = CASE WHEN CAST(:suspect AS int) IS NULL THEN c.suspect_crashes
+        WHEN c.suspect_request = CAST(:suspect AS int) THEN c.suspect_crashes + 1 ELSE 1 END,
+    suspect_request = coalesce(CAST(:suspect AS int), c.suspect_request),
     num_handed_back = c.num_handed_back + :num_handed_back,
     state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END
 FROM jobs
@@ -214,14 +226,15 @@ def write(session: Session, lease: Lease, outcomes: Sequence[Outcome] = ()) -> W
     return WriteResult(state == ChunkState.DONE, bool(is_stopping))
 
 
-def hand_back(session: Session, lease: Lease, *, engine_crashed: bool) -> None:
+def hand_back(session: Session, lease: Lease, crash: Crash | None = None) -> None:
     """Returns the chunk to the waiting ones (or cancels it with its job). Raises LeaseLost."""
     values = {
         "chunk_id": lease.chunk_id,
         "owner": lease.owner,
         "attempt": lease.attempt,
-        "num_crashes": int(engine_crashed),
-        "num_handed_back": int(not engine_crashed),
+        "num_crashes": int(crash is not None),
+        "num_handed_back": int(crash is None),
+        "suspect": crash.suspect_request if crash else None,
     }
     if session.execute(_HAND_BACK, values).one_or_none() is None:
         raise LeaseLost(_lost(lease))

@@ -147,7 +147,8 @@ class RequestRow(Row):
 
 class ChunkRow(Row):
     """A run of consecutive requests of a job. `attempt` is the fencing token: it rises with every claim.
-    `num_handed_back` counts claims that ended by a shutdown and so are no attempts."""
+    `num_handed_back` counts claims that ended by a shutdown and so are no attempts; `num_crashes` those during which
+    the engine died, and `suspect_crashes` how often in a row it died while `suspect_request` alone was running."""
 
     __tablename__ = "chunks"
 
@@ -164,6 +165,8 @@ class ChunkRow(Row):
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
     num_handed_back: Mapped[int] = mapped_column(server_default=text("0"))
     num_crashes: Mapped[int] = mapped_column(server_default=text("0"))
+    suspect_request: Mapped[int | None]
+    suspect_crashes: Mapped[int] = mapped_column(server_default=text("0"))
     lease_until: Mapped[datetime | None]
     num_completed: Mapped[int] = mapped_column(server_default=text("0"))
     num_failed: Mapped[int] = mapped_column(server_default=text("0"))

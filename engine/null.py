@@ -1,10 +1,12 @@
 """A model that computes nothing: for tests and for measuring everything around the engine. No torch.
 
 Its source is `null:` or `null:SECONDS`. Every prompt is answered after that delay with the first 16 hexadecimal digits
-of the SHA-256 of its canonical JSON; usage counts words.
+of the SHA-256 of its canonical JSON; usage counts words. `null:SECONDS!WORD` is a model with a fault: a prompt with
+this word takes the whole process down when its turn comes, as a broken kernel would.
 """
 
 import hashlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,16 +19,20 @@ from engine.generation.limits import check_sampling
 from engine.runtime import Arrival, Gauges, Key, Reply, check_prompt, failed
 
 PREFIX = "null:"
+POISONED_STATUS = 134  # as after SIGABRT
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 class NullModel:
-    def __init__(self, delay_seconds: float, num_slots: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, delay_seconds: float, num_slots: int, clock: Callable[[], float] = time.monotonic, *, poison: str = ""
+    ) -> None:
         self.num_slots = num_slots
         self.context_tokens = 0
         self.weight_bytes = 0
         self._delay_seconds = delay_seconds
+        self._poison = poison.encode()
         self._clock = clock
         self._due: deque[tuple[float, Arrival]] = deque()  # the delay is the same for all, so the first is due first
         self._waiting: dict[Key, Arrival] = {}
@@ -37,14 +43,14 @@ class NullModel:
     @classmethod
     def from_source(cls, source: str, num_slots: int) -> "NullModel":
         """Raises ConfigurationError."""
-        text = source.removeprefix(PREFIX) or "0"
+        text, _, poison = source.removeprefix(PREFIX).partition("!")
         try:
-            delay = float(text)
+            delay = float(text or "0")
         except ValueError:
             delay = -1.0
         if not 0 <= delay < float("inf"):
             raise ConfigurationError(f"a null model's source: expected `null:` or `null:SECONDS`, got {source!r}")
-        return cls(delay, num_slots)
+        return cls(delay, num_slots, poison=poison)
 
     def submit(self, arrival: Arrival) -> None:
         check_prompt(arrival.request)
@@ -84,6 +90,8 @@ class NullModel:
 
     def _answer(self, arrival: Arrival, now: float) -> list[Reply]:
         request, key = arrival.request, arrival.key
+        if self._poison and self._poison in _encode(request.messages or request.text):
+            os._exit(POISONED_STATUS)
         try:
             text = answer_text(request)
         except MillraceError as error:

@@ -65,7 +65,7 @@ def _chunk_runner(settings: Settings, database: Database, stopping: threading.Ev
         lease_seconds=settings.lease_seconds,
         write_interval_seconds=settings.write_interval_seconds,
         engine_wait_seconds=settings.engine_wait_seconds,
-        max_chunk_crashes=settings.max_chunk_crashes,
+        max_request_crashes=settings.max_request_crashes,
     )
     return EngineChunkRunner(database, engine, options, stopping)
 

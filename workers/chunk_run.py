@@ -15,16 +15,17 @@ from core.errors import InvalidRequest, LeaseLost, Unavailable
 from core.job import ServiceClass
 from core.protocol import BULK_PRIORITY, MODEL_FAILED, ONLINE_PRIORITY, Delta, Failed, Finished, Generate, Hello
 from db import chunks
-from db.chunks import Lease, Outcome, Request
+from db.chunks import Crash, Lease, Outcome, Request
 from db.connection import Database
 from tasks.services import ChunkRun
 from workers import outcome
-from workers.engine_client import Answer, EngineClient
+from workers.engine_client import ENGINE_LOST, Answer, EngineClient
 
 logger = logging.getLogger(__name__)
 
 RENEWALS_PER_LEASE = 3
 RETRY_SECONDS = 0.5
+SHIFT_PER_CRASH = 3  # an eighth as many at once after every crash
 LOAD_AGAIN_SECONDS = 10.0
 # Failures that say nothing about the request: it runs again.
 _NOT_THE_REQUESTS_FAULT = frozenset({"engine_lost", "interrupted", "cancelled", "model_unloaded", "overloaded"})
@@ -38,7 +39,7 @@ class RunnerOptions:
     lease_seconds: float
     write_interval_seconds: float
     engine_wait_seconds: float
-    max_chunk_crashes: int
+    max_request_crashes: int
 
 
 class EngineChunkRunner:
@@ -113,7 +114,8 @@ class _Execution:
         self._written_at = time.monotonic()
         self._is_done = False
         self._is_stopping = False
-        self._engine_crashed = False
+        self._crash: Crash | None = None
+        self._width_shift = SHIFT_PER_CRASH * lease.num_crashes
         self._must_hand_back = False
         self._engine_seen_at = time.monotonic()
         self._is_online = False
@@ -125,7 +127,7 @@ class _Execution:
         try:
             self._begin()
             while not self._is_over():
-                self._submit(hello.credits, priority)
+                self._submit(self._window(hello.credits), priority)
                 self._collect()
                 self._write_if_due()
                 self._watch_engine()
@@ -140,11 +142,21 @@ class _Execution:
     def _begin(self) -> None:
         with self._database.begin() as session:
             self._todo.extend(chunks.unfinished(session, self._lease))
-        if self._lease.num_crashes >= self._options.max_chunk_crashes:
-            self._finished += [outcome.of_crashes(request.index, self._lease.num_crashes) for request in self._todo]
-            self._todo.clear()
+        self._convict()
         if not self._todo:
             self._write()
+
+    def _convict(self) -> None:
+        """Fails the request that took the engine down too often; the others, innocent so far, run at full width."""
+        guilty = next((request for request in self._todo if request.index == self._lease.suspect_request), None)
+        if guilty is not None and self._lease.suspect_crashes >= self._options.max_request_crashes:
+            self._todo.remove(guilty)
+            self._finished.append(outcome.of_crashes(guilty.index, self._lease.suspect_crashes))
+            self._width_shift = 0
+
+    def _window(self, granted: int) -> int:
+        """After every crash fewer requests run at once, in the end one, so that the guilty one is found."""
+        return max(1, granted >> self._width_shift)
 
     def _is_over(self) -> bool:
         return self._is_done or self._is_stopping or self._must_hand_back or self._stopping.is_set()
@@ -182,7 +194,7 @@ class _Execution:
         if isinstance(answer, Finished):
             self._finished.append(outcome.of_finished(self._lease, index, answer, int(time.time())))
         elif self._may_run_again(answer):
-            self._give_up(answer)
+            self._give_up(index, answer)
         else:
             self._finished.append(outcome.of_failed(index, answer))
 
@@ -199,9 +211,10 @@ class _Execution:
         elif now - self._engine_seen_at > self._options.engine_wait_seconds:
             self._must_hand_back = True
 
-    def _give_up(self, failure: Failed) -> None:
+    def _give_up(self, index: int, failure: Failed) -> None:
+        if failure.code == ENGINE_LOST and self._crash is None:
+            self._crash = Crash(None if self._in_flight else index)
         self._must_hand_back = True
-        self._engine_crashed = self._engine_crashed or failure.code == "engine_lost"
 
     def _write_if_due(self) -> None:
         waited = time.monotonic() - self._written_at
@@ -237,7 +250,7 @@ class _Execution:
         if self._is_done:
             return True
         with self._database.begin() as session:
-            chunks.hand_back(session, self._lease, engine_crashed=self._engine_crashed)
+            chunks.hand_back(session, self._lease, self._crash)
         logger.info(
             "chunk %d of job %s handed back with %d requests unfinished",
             self._lease.chunk_index,

@@ -44,8 +44,8 @@ def of_invalid(index: int, error: InvalidRequest) -> Outcome:
 
 
 def of_crashes(index: int, num_crashes: int) -> Outcome:
-    """For a request whose chunk has seen the engine crash too often."""
-    message = f"the engine crashed {num_crashes} times while requests of this chunk were running"
+    """For a request that took the engine down too often, all by itself."""
+    message = f"the engine crashed {num_crashes} times while this request alone was running"
     return _failure(index, SERVER_ERROR, ENGINE_CRASHED, message)
 
 

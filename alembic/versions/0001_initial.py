@@ -120,6 +120,8 @@ def upgrade() -> None:
         sa.Column("attempt", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("num_handed_back", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("num_crashes", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("suspect_request", sa.Integer(), nullable=True),
+        sa.Column("suspect_crashes", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("num_completed", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("num_failed", sa.Integer(), server_default=sa.text("0"), nullable=False),

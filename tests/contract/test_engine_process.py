@@ -129,13 +129,15 @@ def test_cancel_ends_a_request_once_and_spares_the_others(client: EngineClient, 
     client.send(Generate("endless", model, ENDLESS, text="x"), Generate("endless", model, ENDLESS, text="x"))
     duplicate = client.outcome("endless")
     client.received.clear()
-    client.send(Cancel(["endless", "unknown"]), Cancel(["endless"]), Generate("next", "null", text="y"))
-    # Then it is cancelled once, the doubled id was refused, and the engine goes on
-    ended = client.outcome("endless")
+    client.send(Cancel(["endless", "unknown"]), Generate("next", "null", text="y"))
+    # Then it is cancelled once, the doubled id was refused, the unknown id is called cancelled, and the engine goes on
+    ended, unknown = client.outcome("endless"), client.outcome("unknown")
     assert isinstance(duplicate, Failed)
     assert (duplicate.code, "not in flight" in duplicate.message) == ("invalid_request", True)
     assert isinstance(ended, Failed)
     assert (ended.code, ended.is_retryable) == ("cancelled", False)
+    assert isinstance(unknown, Failed)
+    assert unknown.code == "cancelled"
     assert isinstance(client.outcome("next"), Finished)
     assert sum(getattr(message, "id", "") == "endless" for message in client.received) == 1
     assert client.hello().stats.num_running == 0

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,9 +21,9 @@ from tasks import reconciler
 from tasks.intake import validate
 from tasks.services import ChunkRun
 from tests.engine_process import engine_process
-from tests.world import MODEL, World, batch_file, success
+from tests.world import MODEL, World, changed, chat_line
 from workers.chunk_run import EngineChunkRunner, RunnerOptions
-from workers.engine_client import EngineClient
+from workers.engine_client import EngineClient, probe
 
 DEADLINE_SECONDS = 60.0
 
@@ -51,7 +51,7 @@ class Node:
             "lease_seconds": 30.0,
             "write_interval_seconds": 0.02,
             "engine_wait_seconds": DEADLINE_SECONDS,
-            "max_chunk_crashes": 2,
+            "max_request_crashes": 2,
             **options,
         }
         return EngineChunkRunner(self.world.database, client, RunnerOptions(**values), self.world.stopping)  # type: ignore[arg-type]
@@ -194,59 +194,66 @@ def test_a_worker_that_lost_its_lease_stops_without_a_trace(node: Node) -> None:
 
 
 def test_after_an_engine_crash_the_chunk_waits_again_and_says_so(node: Node) -> None:
-    # Given
+    # Given requests that have reached the engine
     engine = node.start_engine(delay=3600)
     node.world.start_job(10)
     running = InBackground(node.runner())
-    until(lambda: chunk(node.world)[0] == "running")
-    # When the engine dies while the requests are there, and another one comes
+    until(
+        lambda: (hello := probe(node.endpoint)) is not None and hello.stats.num_waiting + hello.stats.num_running == 10
+    )
+    # When the engine dies, and another one comes
     engine.send_signal(signal.SIGKILL)
     engine.wait()
     node.start_engine()
     # Then
     assert running.result() is not None
-    until(lambda: chunk(node.world)[0] == "waiting")
+    assert chunk(node.world) == ("waiting", 1, 0, 1)
     # And the next run answers everything
     node.runner().run(ServiceClass.BATCH)
     assert len(outcomes(node.world)) == 10
 
 
-def test_a_chunk_that_crashed_too_often_fails_its_unfinished_rows_and_keeps_the_others(node: Node) -> None:
-    # Given
-    node.start_engine()
-    node.world.start_job(10)
-    lease = node.world.claim()
-    assert lease is not None
-    node.world.write(lease, [success(0)])
-    with node.world.database.begin() as session:
-        session.execute(text("UPDATE chunks SET num_crashes = 2, lease_until = now() - interval '1 hour'"))
-    reconciler.take_back(node.world.services)
-    # When
-    run = node.runner().run(ServiceClass.BATCH)
-    # Then
-    assert run is not None
-    assert run.is_done
+def test_a_request_that_takes_the_engine_down_fails_alone_in_the_end(node: Node) -> None:
+    # Given one poisonous question among others, and a supervisor that restarts the engine
+    rows = [chat_line(f"row-{index}", "poison" if index == 13 else f"question {index}") for index in range(40)]
+    job = node.world.submit(b"\n".join(rows))
+    node.world.services = replace(node.world.services, settings=changed(node.world.services.settings, chunk_rows=40))
+    assert validate(node.world.services, job.public_id)
+    runner = node.runner(max_request_crashes=2)
+    source = f"{MODEL}=null:0!poison"
+    # When the chunk runs until nothing waits
+    num_runs = 0
+    while chunk(node.world)[0] == "waiting":
+        num_runs += 1
+        assert num_runs < 10
+        engine = node.stack.enter_context(engine_process(node.endpoint, "--model", source, "--preload", MODEL))
+        runner.run(ServiceClass.BATCH)
+        if engine.poll() is None and chunk(node.world)[0] == "waiting":
+            engine.wait(DEADLINE_SECONDS)
+    # Then everybody else has an answer
     found = outcomes(node.world)
-    assert found[0][0] == 200
-    assert {status for index, (status, _) in found.items() if index > 0} == {500}
-    assert "engine_crashed" in json.dumps(found[5][1])
+    assert {index for index, (status, _) in found.items() if status != 200} == {13}
+    assert len(found) == 40
+    assert found[13][0] == 500
+    assert "engine_crashed" in json.dumps(found[13][1])
 
 
-def test_a_model_that_cannot_be_loaded_leaves_its_rows_waiting(node: Node) -> None:
+@pytest.mark.parametrize("preload", [("--preload", MODEL), ()], ids=["at the start", "at its first request"])
+def test_a_model_that_cannot_be_loaded_leaves_its_rows_waiting(node: Node, preload: tuple[str, ...]) -> None:
     # Given an engine whose model has no files
-    node.stack.enter_context(engine_process(node.endpoint, "--model", f"{MODEL}=/nowhere/at/all", "--preload", MODEL))
+    node.stack.enter_context(engine_process(node.endpoint, "--model", f"{MODEL}=/nowhere/at/all", *preload))
     node.world.start_job(10)
     # When
     run = node.runner(engine_wait_seconds=DEADLINE_SECONDS).run(ServiceClass.BATCH)
     # Then
-    assert run is None
+    assert run is None or not run.is_closed
     assert chunk(node.world)[0] == "waiting"
+    assert outcomes(node.world) == {}
 
 
 def test_leases_are_renewed_while_an_answer_takes_long(node: Node) -> None:
     # Given answers that take three times as long as a lease
     node.start_engine(delay=1.5)
-    node.world.submit(batch_file(range(5)))
     node.world.start_job(5)
     running = InBackground(node.runner(lease_seconds=0.5))
     # When the reconciler looks all the time

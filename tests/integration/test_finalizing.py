@@ -97,7 +97,7 @@ def test_a_cancelled_job_keeps_its_answers_and_accounts_for_every_other_row(worl
     with world.database.begin() as session:
         jobs.stop(session, job, JobState.CANCELLED)
     with world.database.begin() as session:
-        chunks.hand_back(session, lease, engine_crashed=False)
+        chunks.hand_back(session, lease)
     # When
     finalize(world.services, job.public_id)
     # Then
@@ -122,7 +122,7 @@ def test_a_job_past_its_window_expires_and_returns_what_is_finished(world: World
     assert world.write(lease, [success(0)]).is_stopping
     # When
     with world.database.begin() as session:
-        chunks.hand_back(session, lease, engine_crashed=False)
+        chunks.hand_back(session, lease)
     finalize(world.services, job.public_id)
     # Then
     ended = world.job(job.public_id)

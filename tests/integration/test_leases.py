@@ -99,7 +99,7 @@ def test_a_worker_that_lost_its_lease_can_write_nothing(world: World) -> None:
     with pytest.raises(LeaseLost, match="no longer leased to paused"):
         world.write(paused, [success(0, "from the dead")])
     with pytest.raises(LeaseLost), world.database.begin() as session:
-        chunks.hand_back(session, paused, engine_crashed=False)
+        chunks.hand_back(session, paused)
     # Then
     assert heir.attempt == paused.attempt + 1
     assert world.unfinished(heir) == list(range(10))
@@ -177,7 +177,7 @@ def test_a_chunk_handed_back_keeps_its_outcomes_and_says_why(world: World) -> No
     world.write(lease, [success(4)])
     # When
     with world.database.begin() as session:
-        chunks.hand_back(session, lease, engine_crashed=True)
+        chunks.hand_back(session, lease, chunks.Crash(None))
     # Then
     heir = world.claim("heir")
     assert heir is not None
@@ -198,7 +198,7 @@ def test_a_cancelled_job_stops_its_waiting_chunks_now_and_tells_its_running_ones
     assert world.write(lease, [success(0)]).is_stopping
     # When
     with world.database.begin() as session:
-        chunks.hand_back(session, lease, engine_crashed=False)
+        chunks.hand_back(session, lease)
     # Then
     assert chunk_states(world) == ["cancelled", "cancelled"]
 

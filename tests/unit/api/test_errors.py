@@ -44,7 +44,6 @@ def raising(error: Exception) -> TestClient:
         (InvalidRequest("m"), 400),
         (ContextLengthExceeded("m"), 400),
         (Unsupported("m"), 400),
-        (RequestTooLarge("m"), 413),
         (NotFound("m"), 404),
         (Conflict("m"), 409),
         (LeaseLost("m"), 409),
@@ -122,3 +121,12 @@ def test_a_defect_tells_nothing_of_its_inside() -> None:
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"
     assert "secret" not in response.text
+
+
+def test_a_body_that_is_too_large_is_an_answer_in_the_same_shape() -> None:
+    # When
+    response = raising(RequestTooLarge("expected a body of at most 5 bytes")).get("/route")
+    # Then
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "request_too_large"
+    assert response.json()["error"]["message"] == "expected a body of at most 5 bytes"

@@ -97,9 +97,9 @@ class TestRefusals:
             (line(url="https://api.example.org/v1/chat"), "invalid_endpoint", "url"),
             (line(body=...), "invalid_line", None),
             (line(body="text"), "invalid_type", "body"),
-            (line(body={"messages": BODY["messages"]}), "invalid_type", "model"),
-            (line(body={**BODY, "temperature": "hot"}), "invalid_type", "temperature"),
-            (line(body={**BODY, "stream": True}), "unsupported_parameter", "stream"),
+            (line(body={"messages": BODY["messages"]}), "invalid_type", "body.model"),
+            (line(body={**BODY, "temperature": "hot"}), "invalid_type", "body.temperature"),
+            (line(body={**BODY, "stream": True}), "unsupported_parameter", "body.stream"),
         ],
     )
     def test_a_bad_line_refuses_the_file_with_its_number_and_the_reason(
