@@ -34,6 +34,11 @@ def build_context(settings: Settings) -> Context:
     return Context(settings, database, open_file_store(settings.file_store, database), redis, messages)
 
 
+def allowed_hosts(settings: Settings) -> list[str]:
+    named = [name.strip() for name in settings.trusted_hosts.split(",")]
+    return [*LOOPBACK_NAMES, settings.host, *filter(None, named)]
+
+
 def create_api(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -52,6 +57,6 @@ def create_api(settings: Settings) -> FastAPI:
     for module in (files, batches, models, completions, jobs, health, home):
         app.include_router(module.router)
     app.add_middleware(BodyLimit, max_file_bytes=settings.max_file_bytes)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_NAMES, settings.host])
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings))
     errors.install(app)
     return app

@@ -50,6 +50,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         "127.0.0.1"
     )
     port: Annotated[Port, Meta(description="Port of the API.")] = 8700
+    trusted_hosts: Annotated[
+        str,
+        Meta(description="Names besides loopback that requests may be addressed to, separated by commas: a proxy's."),
+    ] = ""
     flower_port: Annotated[Port, Meta(description="Port of the Flower dashboard.")] = 8701
     models: Annotated[
         str,
