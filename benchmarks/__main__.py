@@ -11,6 +11,9 @@ NAMES = ("engine_alone", "startup", "intake", "system")
 
 def main() -> int:
     options = parse_options(__doc__)
+    if options.num_requests or options.num_rounds:
+        print("--requests and --rounds belong to one benchmark: python -m benchmarks.NAME", file=sys.stderr)
+        return 2
     flags = [flag for flag, is_given in (("--quick", options.is_quick), ("--json", options.as_json)) if is_given]
     for name in NAMES:
         status = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *flags], check=False).returncode

@@ -184,6 +184,22 @@ def test_a_part_killed_in_the_middle_loses_and_doubles_no_row(millrace: Millrace
     assert_every_row_is_answered(millrace, millrace.client.batches.retrieve(batch_id), rows)
 
 
+def test_a_worker_that_was_paused_until_everybody_gave_it_up_works_again(millrace: Millrace) -> None:
+    # Given a worker that stops in the middle of its chunks, longer than its lease and the patience of its engine
+    rows = chat_rows(1000, SLOW)
+    batch_id = submit(millrace.client, encode(rows)).id
+    until(lambda: num_done(millrace.client, batch_id) > 50)
+    worker = millrace.process("batch-cpu@")
+    engine_log = Instance.of(millrace.settings).log_path("engine-cpu")
+    num_silences = engine_log.read_text().count("was silent")
+    worker.suspend()
+    until(lambda: engine_log.read_text().count("was silent") > num_silences)
+    # When
+    worker.resume()
+    # Then
+    assert_every_row_is_answered(millrace, ended(millrace.client, batch_id), rows)
+
+
 def is_ended(client: OpenAI, batch_id: str) -> bool:
     """Also while the API is away."""
     try:
