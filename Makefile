@@ -8,7 +8,6 @@ PYTEST_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHMARKS := intake system startup
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -44,7 +43,7 @@ format: $(VENV)/.installed-dev ## mend what ruff can mend
 	@$(BIN)/ruff format
 
 bench: $(VENV)/.installed-dev ## run all benchmarks (BENCH_FLAGS="--quick --json")
-	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(BENCH_FLAGS) || exit 1; done
+	@$(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
 docs: $(VENV)/.installed-dev ## write docs/reference anew from the code
 	@$(BIN)/python -m docs.generate

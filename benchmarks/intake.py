@@ -23,7 +23,7 @@ from benchmarks.sandbox import running_servers, settings_in, temporary_root
 from benchmarks.workload import lines_of
 from cli.client import connect
 from cli.follow import ENDED
-from cli.running import running
+from cli.local.running import running
 from core.completion import CHAT_ENDPOINT
 from core.job import DEFAULT_TENANT
 from core.redis_url import client_url

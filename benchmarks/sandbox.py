@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli.postgresql import SYSTEM_PATH
-from cli.servers import embedded_servers
-from cli.up import migrate
+from cli.local.postgresql import SYSTEM_PATH
+from cli.local.servers import embedded_servers
+from cli.local.up import migrate
 from core.errors import ConfigurationError, Unavailable
 from core.settings import PREFIX, Settings
 from workers.agent import engine_endpoint, engine_part, node_devices

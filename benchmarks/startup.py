@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from benchmarks.processes import memory_megabytes
 from benchmarks.report import Report, open_report, parse_options
 from benchmarks.sandbox import gpu_name, settings_in, temporary_root
-from cli.running import running
+from cli.local.running import running
 from core.settings import BUILTIN_MODEL, Settings
 
 STARTS = 3

@@ -29,7 +29,7 @@ from benchmarks.sandbox import gpu_name, running_engine, settings_in, temporary_
 from benchmarks.workload import Question, batch_file, question_body, questions
 from cli.client import connect, get_job
 from cli.follow import ENDED, POLL_SECONDS
-from cli.running import running
+from cli.local.running import running
 from core.completion import CHAT_ENDPOINT, parse_body
 from core.protocol import BULK_PRIORITY, Finished, Generate
 from core.settings import Settings

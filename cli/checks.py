@@ -16,9 +16,9 @@ import psutil
 import psycopg
 import redis
 
-from cli import postgresql, valkey
-from cli.preflight import INSTALL_ENGINE, check_loopback, missing_engine_packages, port_problem
-from cli.servers import MIN_FREE_BYTES
+from cli.local import postgresql, valkey
+from cli.local.preflight import INSTALL_ENGINE, check_loopback, missing_engine_packages, port_problem
+from cli.local.servers import MIN_FREE_BYTES
 from core.errors import ConfigurationError
 from core.redis_url import client_url
 from core.settings import BUILTIN_MODEL, Settings, builtin_model_directory

@@ -17,7 +17,7 @@ from rich.console import Console
 from cli.batch import submit, summary_table
 from cli.client import connect, download, get_job, is_ready
 from cli.follow import follow
-from cli.running import running
+from cli.local.running import running
 from core.errors import ConfigurationError, MillraceError
 from core.settings import Settings
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 ENDED = frozenset({"completed", "failed", "cancelled", "expired"})
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 300.0
 
 

@@ -53,8 +53,8 @@ def up(
     flower: Annotated[bool, typer.Option(help="Whether to start Flower.")] = True,
 ) -> None:
     """Start everything on this machine and keep it running until Ctrl-C."""
+    from cli.local.up import up as run_up
     from cli.options import read_settings
-    from cli.up import up as run_up
 
     overrides = {
         "host": host,
@@ -92,8 +92,8 @@ def demo(data_dir: DataDir = None) -> None:
 @app.command()
 def migrate() -> None:
     """Bring the database to the schema of this release."""
+    from cli.local.production import migrate as run_migrate
     from cli.options import read_settings
-    from cli.production import migrate as run_migrate
 
     run_migrate(read_settings())
 
@@ -101,8 +101,8 @@ def migrate() -> None:
 @app.command()
 def node(data_dir: DataDir = None, model: Models = None, device: Device = None) -> None:
     """Run the engines and Celery workers of this machine."""
+    from cli.local.production import node as run_node
     from cli.options import read_settings
-    from cli.production import node as run_node
 
     overrides = {"data_dir": data_dir, "models": ",".join(model) if model else None, "devices": device}
     run_node(read_settings(overrides))
@@ -111,8 +111,8 @@ def node(data_dir: DataDir = None, model: Models = None, device: Device = None) 
 @app.command()
 def api(host: Host = None, port: Port = None) -> None:
     """Run the API alone."""
+    from cli.local.production import api as run_api
     from cli.options import read_settings
-    from cli.production import api as run_api
 
     run_api(read_settings({"host": host, "port": port}))
 
@@ -120,8 +120,8 @@ def api(host: Host = None, port: Port = None) -> None:
 @app.command()
 def beat() -> None:
     """Run Celery's beat, which sends what runs by the clock."""
+    from cli.local.production import beat as run_beat
     from cli.options import read_settings
-    from cli.production import beat as run_beat
 
     run_beat(read_settings())
 
@@ -129,8 +129,8 @@ def beat() -> None:
 @app.command()
 def flower(host: Host = None, flower_port: FlowerPort = None) -> None:
     """Run the Flower dashboard."""
+    from cli.local.production import flower as run_flower
     from cli.options import read_settings
-    from cli.production import flower as run_flower
 
     run_flower(read_settings({"host": host, "flower_port": flower_port}))
 

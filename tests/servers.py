@@ -20,9 +20,9 @@ import redis
 from psycopg import sql
 from sqlalchemy import make_url
 
-from cli.postgresql import NAME as POSTGRESQL
-from cli.postgresql import SYSTEM_PATH
-from cli.servers import embedded_servers
+from cli.local.postgresql import NAME as POSTGRESQL
+from cli.local.postgresql import SYSTEM_PATH
+from cli.local.servers import embedded_servers
 from core.redis_url import client_url
 from core.settings import Settings
 from db.migrations import upgrade

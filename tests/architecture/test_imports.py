@@ -29,7 +29,7 @@ def loaded_modules(statements: str, directory: Path) -> set[str]:
         pytest.param("import api.server", id="API"),
         pytest.param(f"from tasks.app import app; {LOAD_TASKS}", id="beat and Flower"),
         pytest.param(f"from workers.boot import app; {LOAD_TASKS}", id="Celery workers"),
-        pytest.param("import cli.up, cli.production, cli.batch, cli.demo, cli.doctor", id="command line"),
+        pytest.param("import cli.local.up, cli.local.production, cli.batch, cli.demo, cli.doctor", id="command line"),
         pytest.param("import core.prompts, core.settings", id="prompts and token counts"),
     ],
 )

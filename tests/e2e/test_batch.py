@@ -18,7 +18,7 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch
 
-from cli.running import running
+from cli.local.running import running
 from core.settings import Settings
 from tests.e2e.test_up import free_ports
 from tests.servers import temporary_data_directory

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cli.demo import questions_path
-from cli.running import running
+from cli.local.running import running
 from core.redis_url import broker_url
 from core.settings import BUILTIN_MODEL, PREFIX, Settings
 from tasks.factory import create_app

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cli.running import running
+from cli.local.running import running
 from core.errors import Unavailable
 from core.settings import PREFIX, Settings
 from tests.servers import temporary_data_directory

@@ -14,8 +14,8 @@ import redis
 from kombu.connection import Connection
 from sqlalchemy import create_engine, make_url, text
 
-from cli.postgresql import MAJOR_VERSION, Cluster, installed_binaries, locate_cluster, prepare_cluster
-from cli.servers import embedded_servers
+from cli.local.postgresql import MAJOR_VERSION, Cluster, installed_binaries, locate_cluster, prepare_cluster
+from cli.local.servers import embedded_servers
 from core.errors import ConfigurationError
 from core.redis_url import broker_url, client_url
 from core.settings import Settings
@@ -203,8 +203,8 @@ def test_binaries_that_the_user_of_postgresql_cannot_reach_are_copied_once(
         shutil.copytree(folder, home / folder.relative_to(site))
     home.chmod(0o700)
     binaries = home / installed_binaries().relative_to(site)
-    monkeypatch.setattr("cli.postgresql.installed_binaries", lambda: binaries)
-    monkeypatch.setattr("cli.postgresql.SYSTEM_PATH", fresh_instance.data_path / "system")
+    monkeypatch.setattr("cli.local.postgresql.installed_binaries", lambda: binaries)
+    monkeypatch.setattr("cli.local.postgresql.SYSTEM_PATH", fresh_instance.data_path / "system")
     said: list[str] = []
 
     # When

@@ -4,8 +4,8 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
+from cli.local.preflight import check_engine_packages, check_loopback, check_ports
 from cli.options import InvalidOption
-from cli.preflight import check_engine_packages, check_loopback, check_ports
 from core.errors import ConfigurationError
 from core.settings import Settings
 

@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cli.preflight import check_engine_packages, check_loopback
-from cli.report import JobProgress, Reporter
-from cli.up import BUILTIN_JOB, api_part, beat_part, builtin_model_part, flower_part, split_engines
+from cli.local.preflight import check_engine_packages, check_loopback
+from cli.local.report import JobProgress, Reporter
+from cli.local.up import BUILTIN_JOB, api_part, beat_part, builtin_model_part, flower_part, split_engines
 from core.errors import ConfigurationError, Interrupted
 from core.settings import Settings, settings_environment
 from db.connection import Database

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cli.report import JobProgress, PatientConsole, Reporter
+from cli.local.report import JobProgress, PatientConsole, Reporter
 
 
 def plain() -> tuple[Reporter, io.StringIO]:

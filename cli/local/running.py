@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cli.up import READY_FD_VARIABLE
+from cli.local.up import READY_FD_VARIABLE
 from core.errors import Unavailable
 from core.lifeline import PARENT_VARIABLE
 from core.settings import Settings, settings_environment

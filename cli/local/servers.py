@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from cli.postgresql import installed_binaries, locate_cluster, postgresql_part
-from cli.valkey import installed_binary, valkey_part, valkey_url
+from cli.local.postgresql import installed_binaries, locate_cluster, postgresql_part
+from cli.local.valkey import installed_binary, valkey_part, valkey_url
 from core.errors import ConfigurationError
 from core.settings import Settings
 from workers.instance import Instance

@@ -13,9 +13,9 @@ import redis
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
-from cli.preflight import check_engine_packages, check_loopback, check_ports, http_host
-from cli.report import JobProgress, Reporter
-from cli.servers import check_installed, embedded_servers
+from cli.local.preflight import check_engine_packages, check_loopback, check_ports, http_host
+from cli.local.report import JobProgress, Reporter
+from cli.local.servers import check_installed, embedded_servers
 from core.errors import ConfigurationError, Interrupted, Unavailable
 from core.lifeline import follow_parent
 from core.redis_url import client_url
@@ -192,7 +192,7 @@ def _end_leftovers(instance: Instance, say: Callable[[str], None]) -> None:
 
 
 def _tell_parent(url: str) -> None:
-    """To `cli.running`, which waits for it."""
+    """To `cli.local.running`, which waits for it."""
     descriptor = os.environ.pop(READY_FD_VARIABLE, None)
     if descriptor is not None:
         with os.fdopen(int(descriptor), "w") as pipe:
