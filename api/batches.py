@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.context import Context, Ctx, Tenant
+from api.pages import page
 from core.completion import ENDPOINTS
 from core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from core.job import TERMINAL_JOB_STATES, JobState
@@ -97,16 +98,8 @@ def list_batches(
 ) -> dict[str, Any]:
     with context.database.begin() as session:
         rows = jobs.list_batches(session, tenant=tenant, after=after, limit=limit + 1)
-        page = rows[:limit]
-        progress = jobs.progress(session, _running(page))
-    data = [batch_object(row, progress.get(row.id)) for row in page]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": len(rows) > limit,
-    }
+        progress = jobs.progress(session, _running(rows))
+    return page([batch_object(row, progress.get(row.id)) for row in rows], limit)
 
 
 @router.get("/{batch_id}", summary="Show a batch")

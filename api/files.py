@@ -8,6 +8,7 @@ from fastapi.responses import StreamingResponse
 
 from api.context import Context, Ctx, Tenant
 from api.errors import RequestTooLarge
+from api.pages import page
 from core.errors import InvalidRequest
 from db import files
 from db.files import BLOCK_BYTES, FilePage, new_file_id
@@ -57,14 +58,7 @@ def list_files(
     wanted = FilePage(purpose=purpose, after=after, is_newest_first=order == "desc", limit=limit + 1)
     with context.database.begin() as session:
         rows = files.list_files(session, wanted, tenant=tenant)
-    data = [file_object(row) for row in rows[:limit]]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": len(rows) > limit,
-    }
+    return page([file_object(row) for row in rows], limit)
 
 
 @router.get("/{file_id}", summary="Show a file")

@@ -171,7 +171,7 @@ def test_text_completions_run_as_batches_too(millrace: Millrace) -> None:
     assert body["choices"][0]["text"] == expected_answer(row)
 
 
-@pytest.mark.parametrize("victim", ["batch-cpu@", "engine.server", "api.server", "valkey-server"])
+@pytest.mark.parametrize("victim", ["batch-cpu@", "engine.server", "api.server", "valkey-server", "bin/postgres"])
 def test_a_part_killed_in_the_middle_loses_and_doubles_no_row(millrace: Millrace, victim: str) -> None:
     # Given a batch of which a part is done
     rows = chat_rows(1500, SLOW)
