@@ -8,8 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.context import Context, Ctx, Tenant
-from api.pages import page
+from api.context import Context, Ctx, Tenant, page
 from core.completion import ENDPOINTS
 from core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from core.job import TERMINAL_JOB_STATES, JobState

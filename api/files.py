@@ -6,9 +6,8 @@ from typing import Annotated, Any, BinaryIO, Literal
 from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import StreamingResponse
 
-from api.context import Context, Ctx, Tenant
+from api.context import Context, Ctx, Tenant, page
 from api.errors import RequestTooLarge
-from api.pages import page
 from core.errors import InvalidRequest
 from db import files
 from db.files import BLOCK_BYTES, FilePage, new_file_id
