@@ -1,5 +1,5 @@
-"""What the routes share: the `Context` that `api.app` builds and FastAPI hands to them, whose rows a request may see, and
-the shape of a page of a list."""
+"""What the routes share: the `Context` that `api.app` builds and FastAPI hands to them, whose rows a request may see,
+and the shape of a page of a list."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
