@@ -1,14 +1,12 @@
 """The states of jobs and chunks, and the only table that says which state may follow which.
 
 Job states are those of the OpenAI Batch object. A chunk is the unit that a Celery message names, a worker leases
-and a crash loses. Whoever changes a state asks `check_job_move` or `check_chunk_move` first; `db` does it in the
-same statement that writes the row.
+and a crash loses. `db` changes a state only along these tables,
+in the same statement that asks for the old one.
 """
 
 from enum import StrEnum
 from types import MappingProxyType
-
-from core.errors import Conflict
 
 DEFAULT_TENANT = "default"
 
@@ -69,15 +67,3 @@ CHUNK_MOVES: MappingProxyType[ChunkState, frozenset[ChunkState]] = MappingProxyT
 
 TERMINAL_JOB_STATES = frozenset(state for state, following in JOB_MOVES.items() if not following)
 TERMINAL_CHUNK_STATES = frozenset(state for state, following in CHUNK_MOVES.items() if not following)
-
-
-def check_job_move(current: JobState, following: JobState) -> None:
-    """Raises Conflict unless a job may go from `current` to `following`."""
-    if following not in JOB_MOVES[current]:
-        raise Conflict(f"a job that is {current.value} cannot become {following.value}")
-
-
-def check_chunk_move(current: ChunkState, following: ChunkState) -> None:
-    """Raises Conflict unless a chunk may go from `current` to `following`."""
-    if following not in CHUNK_MOVES[current]:
-        raise Conflict(f"a chunk that is {current.value} cannot become {following.value}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, exists, func, select, text, update
+from sqlalchemy import exists, func, select, text, update
 from sqlalchemy.orm import Session
 
 from core.errors import NotFound
@@ -19,7 +19,7 @@ from core.job import (
     JobState,
     ServiceClass,
 )
-from db.tables import ChunkRow, JobRow, OutcomeRow, RequestRow
+from db.tables import ChunkRow, JobRow, RequestRow
 
 UNFINISHED_STATES = tuple(state.value for state in JobState if state not in TERMINAL_JOB_STATES)
 ENDING_STATES = (JobState.IN_PROGRESS.value, JobState.FINALIZING.value, JobState.CANCELLING.value)
@@ -48,14 +48,13 @@ class NewOnlineRequest:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Counts of a job's rows; `num_running_chunks` tells whether a worker still holds a part of it."""
+    """Counts of a job's rows; a busy chunk is waiting or running."""
 
     num_completed: int
     num_failed: int
     prompt_tokens: int
     completion_tokens: int
     num_busy_chunks: int
-    num_running_chunks: int
 
 
 def new_public_id(prefix: str) -> str:
@@ -167,7 +166,7 @@ def move(session: Session, job_id: int, following: JobState, values: Mapping[str
 
 def stop(session: Session, job: JobRow, ending: JobState) -> None:
     """Begin to end a job early: what waits is cancelled now, what runs is given up by its workers.
-    `ending` is CANCELLED or EXPIRED; Conflict-free: a job that is past stopping stays as it is."""
+    `ending` is CANCELLED or EXPIRED. A job that is past stopping stays as it is."""
     if ending is JobState.CANCELLED:
         stopping = move(session, job.id, JobState.CANCELLING, {"ending": ending.value})
     else:
@@ -225,7 +224,7 @@ def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
     rows = session.execute(
         text(
             "SELECT job_id, sum(num_completed), sum(num_failed), sum(prompt_tokens), sum(completion_tokens),"
-            " count(*) FILTER (WHERE state IN ('waiting', 'running')), count(*) FILTER (WHERE state = 'running')"
+            " count(*) FILTER (WHERE state IN ('waiting', 'running'))"
             " FROM chunks WHERE job_id = ANY(:ids) GROUP BY job_id"
         ),
         {"ids": list(job_ids)},
@@ -235,7 +234,7 @@ def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
 
 def latencies(session: Session, job: JobRow) -> dict[str, float]:
     """How fast the rows of a job were, from its outcomes: percentiles of TTFT and inter-token latency in seconds,
-    and the wall time between its first claim and its last answer."""
+    and the wall time from its first request's arrival at an engine to its last answer."""
     row = session.execute(
         text(
             "SELECT percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY first_token_seconds - queue_seconds),"
@@ -258,10 +257,3 @@ def _timing_summary(row: Any) -> dict[str, float]:
             summary[f"{name}_{percentile}"] = float(value)
     summary["wall_seconds"] = float(row[3] or 0.0)
     return summary
-
-
-def delete_rows(session: Session, job_id: int) -> None:
-    """Everything of a job, requests and outcomes included."""
-    for table in (OutcomeRow, RequestRow, ChunkRow):
-        session.execute(delete(table).where(table.job_id == job_id))
-    session.execute(delete(JobRow).where(JobRow.id == job_id))

@@ -1,5 +1,5 @@
 """Ends a job: when no chunk is busy any more, unfinished requests get the outcome that they never ran, the output
- and error files are written, and the state becomes `completed`, `cancelled` or `expired`.
+and error files are written, and the state becomes `completed`, `cancelled` or `expired`.
 
 Safe to run twice, at once or again after a crash: an advisory lock per job lets one in, file ids are made of the job's,
 and the last step is one transaction.

@@ -2,8 +2,7 @@
 
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -12,6 +11,7 @@ import pytest
 
 from core.protocol import Failed, Finished, Generate
 from tests.engine_process import engine_process
+from tests.polling import until
 from workers.engine_client import Answer, EngineClient, probe
 
 DEADLINE_SECONDS = 60.0
@@ -62,13 +62,6 @@ def requests(count: int, model: str, prefix: str = "request") -> list[Generate]:
 
 def take(answers: "SimpleQueue[Answer]", count: int) -> list[Answer]:
     return [answers.get(timeout=DEADLINE_SECONDS) for _ in range(count)]
-
-
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_every_request_gets_its_one_answer_however_many_there_are(client: EngineClient) -> None:

@@ -4,8 +4,7 @@ killed in the middle. The null model answers with a hash of the prompt, so a wro
 import hashlib
 import json
 import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +20,11 @@ from openai.types import Batch
 from cli.local.running import running
 from core.settings import Settings
 from tests.e2e.test_up import free_ports
+from tests.polling import until
 from tests.servers import temporary_data_directory
 from workers.instance import Instance, find_processes
 
 QUICK, SLOW = "null", "slow"
-DEADLINE_SECONDS = 120
 ENDED = {"completed", "failed", "cancelled", "expired"}
 
 
@@ -98,13 +97,6 @@ def submit(client: OpenAI, content: bytes, endpoint: str = "/v1/chat/completions
         completion_window="24h",
         metadata={"from": "a test"},
     )
-
-
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.05)
 
 
 def ended(client: OpenAI, batch_id: str) -> Batch:

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,9 @@ from tasks.factory import create_app
 from tasks.messages import TRAIN_BUILTIN_MODEL
 from tasks.queues import heavy_queue
 from tests.e2e.test_up import free_ports
+from tests.polling import until
 from tests.servers import temporary_data_directory
 from workers.instance import Instance
-
-DEADLINE_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -192,9 +190,5 @@ def test_the_heavy_worker_runs_a_job_of_the_engine(shell: Shell) -> None:
         TRAIN_BUILTIN_MODEL, kwargs={"directory": directory}, queue=heavy_queue(shell.settings.node_name), retry=False
     )
     # Then
-    log = instance.log_path("heavy-cpu")
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while "succeeded" not in log.read_text():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
+    until(lambda: "succeeded" in instance.log_path("heavy-cpu").read_text())
     app.close()

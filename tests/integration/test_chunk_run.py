@@ -5,8 +5,7 @@ import json
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from tasks import reconciler
 from tasks.intake import validate
 from tasks.services import ChunkRun
 from tests.engine_process import engine_process
+from tests.polling import until
 from tests.world import MODEL, World, changed, chat_line
 from workers.chunk_run import EngineChunkRunner, RunnerOptions
 from workers.engine_client import EngineClient, probe
@@ -74,13 +74,6 @@ def chunk(world: World) -> tuple[str, int, int, int]:
     with world.database.begin() as session:
         row = session.execute(text("SELECT state, attempt, num_handed_back, num_crashes FROM chunks")).one()
     return row[0], row[1], row[2], row[3]
-
-
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 class InBackground:

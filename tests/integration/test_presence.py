@@ -1,14 +1,11 @@
 """A worker says again and again that its device is there."""
 
-import time
-
 from sqlalchemy import text
 
 from db import models
+from tests.polling import until
 from tests.world import MODEL, World
 from workers.presence import Presence
-
-DEADLINE_SECONDS = 30.0
 
 
 def is_served(world: World) -> bool:
@@ -25,10 +22,7 @@ def test_a_device_that_was_silent_is_back_with_its_worker(world: World) -> None:
     presence = Presence(world.database, "node", "cpu")
     presence.start()
     # Then
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not is_served(world):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: is_served(world))
     presence.close()
 
 

@@ -1,10 +1,8 @@
 from collections.abc import Mapping
-from itertools import product
 from typing import TypeVar
 
 import pytest
 
-from core.errors import Conflict
 from core.job import (
     CHUNK_MOVES,
     JOB_MOVES,
@@ -12,8 +10,6 @@ from core.job import (
     TERMINAL_JOB_STATES,
     ChunkState,
     JobState,
-    check_chunk_move,
-    check_job_move,
 )
 
 State = TypeVar("State", JobState, ChunkState)
@@ -77,21 +73,3 @@ def test_no_job_comes_back_to_where_it_was() -> None:
 
 def test_only_a_leased_chunk_is_ever_done() -> None:
     assert [state for state, following in CHUNK_MOVES.items() if ChunkState.DONE in following] == [ChunkState.RUNNING]
-
-
-@pytest.mark.parametrize(("current", "following"), list(product(JobState, JobState)))
-def test_a_job_may_move_exactly_as_the_table_says(current: JobState, following: JobState) -> None:
-    if following in JOB_MOVES[current]:
-        check_job_move(current, following)
-    else:
-        with pytest.raises(Conflict, match=f"that is {current.value} cannot become {following.value}"):
-            check_job_move(current, following)
-
-
-@pytest.mark.parametrize(("current", "following"), list(product(ChunkState, ChunkState)))
-def test_a_chunk_may_move_exactly_as_the_table_says(current: ChunkState, following: ChunkState) -> None:
-    if following in CHUNK_MOVES[current]:
-        check_chunk_move(current, following)
-    else:
-        with pytest.raises(Conflict, match=f"that is {current.value} cannot become {following.value}"):
-            check_chunk_move(current, following)
