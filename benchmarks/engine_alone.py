@@ -24,7 +24,7 @@ from benchmarks.random_model import VOCABULARY, random_model, save_tokenizer
 from core.prompts import PromptCodec
 from core.protocol import Finished, Generate, Sampling
 from engine.generation.generator import Generator
-from engine.generation.loading import LoadOptions, build_generator
+from engine.models.loading import LoadOptions, build_generator
 from engine.runtime import Arrival
 
 _NUM_REQUESTS = 64

@@ -31,6 +31,15 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     temperature: >= 0; 0 is greedy.  top_p: (0, 1].  top_k: 0 is off.
     seed: same seed, prompt and parameters give the same tokens whatever else is in the batch (fp32).
     stop: the answer ends before the first of these strings, which is not part of it.
+    stop_token_ids: the answer ends at the first of these tokens, which is not part of its text.
+    min_tokens: no end token, stop token or stop string ends the answer before it has this many; >= 0.
+    min_p: [0, 1]; leaves tokens at least this fraction as probable as the most probable one; 0 is off.
+    repetition_penalty: > 0; divides positive and multiplies negative logits of tokens in prompt or answer; 1 is off.
+    presence_penalty, frequency_penalty: [-2, 2]; subtracted from the logits of tokens of the answer, once or per
+    occurrence, as OpenAI defines them.
+    logit_bias: token id -> what is added to its logit, [-100, 100].
+    num_logprobs: None gives no log-probabilities, 0 the chosen tokens' alone, more as many of the most probable too.
+    json_schema: a JSON schema as text; the answer is JSON that fits it.
     """
 
     max_tokens: int | None = None
@@ -40,6 +49,15 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    num_logprobs: int | None = None
+    json_schema: str | None = None
 
 
 class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
@@ -47,6 +65,9 @@ class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
 
     id: unique among the client's requests in flight.
     priority: higher runs first; first come, first served within one priority.
+    num_answers: how many answers to the same prompt; with a seed, answer i is drawn with seed + i.
+    timeout_seconds: since its arrival at the engine; then it fails with code `deadline_exceeded`. None is never.
+    prefix_scope: K/V of a prompt's beginning are shared only between requests of the same scope (a tenant, say).
     """
 
     id: str
@@ -57,6 +78,24 @@ class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     token_ids: list[int] | None = None
     priority: int = BULK_PRIORITY
     stream: bool = False
+    num_answers: int = 1
+    timeout_seconds: float | None = None
+    prefix_scope: str = ""
+
+
+class Embed(msgspec.Struct, frozen=True, omit_defaults=True, tag="embed"):
+    """Texts, or token ids, whose embeddings are wanted; answered by one `Embedded` or `Failed`.
+
+    dimensions: leading dimensions to keep, renormalised; None keeps all.
+    """
+
+    id: str
+    model: str
+    texts: list[str] | None = None
+    token_ids: list[list[int]] | None = None
+    dimensions: int | None = None
+    priority: int = BULK_PRIORITY
+    timeout_seconds: float | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -77,16 +116,45 @@ class Unload(msgspec.Struct, frozen=True, tag="unload"):
     model: str
 
 
+class Ack(msgspec.Struct, frozen=True, tag="ack"):
+    """These outcomes have arrived. To a client that has sent one `Ack`, outcomes are sent again until acknowledged."""
+
+    ids: list[str]
+
+
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
     """Says that the client lives and asks for a `Hello`."""
 
 
-class Delta(msgspec.Struct, frozen=True, tag="delta"):
-    """Text that has become certain since the last one: never half a character, never part of a stop string."""
+class TopToken(msgspec.Struct, frozen=True):
+    """text: what the token alone decodes to; `bytes` says what that cannot, half a character for one."""
+
+    text: str
+    bytes: bytes
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token of the answer. logprob: natural logarithm, of the model's own distribution before any parameter of
+    `Sampling`. top: the most probable tokens at its place, falling."""
+
+    text: str
+    bytes: bytes
+    logprob: float
+    top: list[TopToken] = []
+
+
+class Delta(msgspec.Struct, frozen=True, omit_defaults=True, tag="delta"):
+    """Text that has become certain since the last one: never half a character, never part of a stop string.
+
+    index: of the answer, where there are several. logprobs: of the tokens since the last delta, where asked for.
+    """
 
     id: str
     text: str
     num_tokens: int
+    index: int = 0
+    logprobs: list[TokenLogprob] | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -107,12 +175,38 @@ class Timing(msgspec.Struct, frozen=True):
     total_seconds: float
 
 
-class Finished(msgspec.Struct, frozen=True, tag="finished"):
-    """finish_reason: `stop` (end token or stop string) or `length`."""
+class Choice(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One answer. finish_reason: `stop` (end token, stop token or stop string) or `length`."""
+
+    text: str
+    finish_reason: str
+    logprobs: list[TokenLogprob] | None = None
+
+
+class Finished(msgspec.Struct, frozen=True, omit_defaults=True, tag="finished"):
+    """text, finish_reason, logprobs: of the first answer. more: the others, where several were asked for.
+
+    usage: completion tokens of all answers together, prompt tokens once.
+    """
 
     id: str
     text: str
     finish_reason: str
+    usage: Usage
+    timing: Timing
+    logprobs: list[TokenLogprob] | None = None
+    more: list[Choice] = []
+
+    @property
+    def choices(self) -> list[Choice]:
+        return [Choice(self.text, self.finish_reason, self.logprobs), *self.more]
+
+
+class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
+    """embeddings: one per input, float32 in little-endian order, so 4 bytes per dimension."""
+
+    id: str
+    embeddings: list[bytes]
     usage: Usage
     timing: Timing
 
@@ -162,8 +256,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     stats: EngineStats
 
 
-ClientMessage = Generate | Cancel | Load | Unload | Ping
-EngineMessage = Hello | Delta | Finished | Failed
+ClientMessage = Generate | Embed | Cancel | Load | Unload | Ack | Ping
+EngineMessage = Hello | Delta | Finished | Embedded | Failed
 
 
 class ClientFrame(msgspec.Struct, frozen=True):

@@ -15,8 +15,8 @@ import msgspec
 
 from core.errors import ConfigurationError, MillraceError
 from core.protocol import Delta, Finished, Generate, Timing, Usage
-from engine.generation.limits import check_sampling
 from engine.runtime import Arrival, Gauges, Key, Reply, check_prompt, failed
+from engine.sampling.limits import check_sampling
 
 PREFIX = "null:"
 POISONED_STATUS = 134  # as after SIGABRT

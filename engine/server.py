@@ -61,7 +61,7 @@ def _loader(options: EngineOptions) -> Loader:
     def load(name: str, source: str) -> Runtime:
         if source.startswith(PREFIX):
             return NullModel.from_source(source, options.num_slots)
-        from engine.generation.loading import LoadOptions, load_generator  # torch; seconds
+        from engine.models.loading import LoadOptions, load_generator  # torch; seconds
 
         return load_generator(
             name,

@@ -7,7 +7,7 @@ import torch
 from core.prompts import PromptCodec
 from core.protocol import Delta, Failed, Finished, Generate, Sampling
 from engine.generation.generator import Generator
-from engine.generation.loading import LoadOptions, build_generator
+from engine.models.loading import LoadOptions, build_generator
 from engine.runtime import Arrival
 from tests.engine_models import VOCABULARY, number_tokenizer
 

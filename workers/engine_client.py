@@ -26,6 +26,7 @@ from core.protocol import (
     ClientFrame,
     ClientMessage,
     Delta,
+    Embedded,
     EngineMessage,
     Failed,
     Finished,
@@ -43,7 +44,7 @@ SILENCE_SECONDS = 10 * HEARTBEAT_SECONDS
 PAUSE_SECONDS = 0.8 * CLIENT_SILENCE_SECONDS  # the engine cancels what a client silent for all of it has in flight
 ENGINE_LOST = "engine_lost"
 
-Answer = Delta | Finished | Failed
+Answer = Delta | Finished | Embedded | Failed
 Sink = Callable[[Answer], None]
 
 

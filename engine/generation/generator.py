@@ -5,21 +5,16 @@ answers. A request that breaks a step is found by running the step's sequences o
 """
 
 import logging
-import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from core.errors import MillraceError, ModelFailure, Overloaded
-from core.prompts import PromptCodec
-from core.protocol import Delta, Finished, Generate, Timing, Usage
-from engine.generation.limits import answer_limit, check_sampling, check_token_ids
+from engine.generation.answers import Answers, ModelFacts
 from engine.generation.runner import Runner, Sampled
 from engine.generation.scheduler import Piece, Scheduler, Step
 from engine.generation.sequence import Sequence
-from engine.generation.slots import SlotPool
-from engine.generation.text import AnswerText
-from engine.runtime import Arrival, Gauges, Key, Reply, check_prompt, failed
+from engine.kv.slots import SlotPool
+from engine.runtime import Arrival, Gauges, Key, Reply, failed
 
 logger = logging.getLogger(__name__)
 
@@ -28,55 +23,25 @@ class DeviceLost(MillraceError):
     """The device answers nothing any more; only a new process helps."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What the generator has to know of a loaded model."""
-
-    name: str
-    context_tokens: int
-    vocabulary_size: int
-    end_ids: frozenset[int]
-    weight_bytes: int
-
-
-@dataclass(slots=True, eq=False)
-class _Answer:
-    """A sequence and what its client gets of it. first_token_seconds, prefill_seconds: clock readings, 0 until then."""
-
-    sequence: Sequence
-    text: AnswerText
-    is_stream: bool
-    arrived_seconds: float
-    prefill_seconds: float = 0.0
-    first_token_seconds: float = 0.0
-    num_told_tokens: int = 0
-
-    @property
-    def reads_every_token(self) -> bool:
-        return self.is_stream or bool(self.sequence.sampling.stop)
-
-
 class Generator:
+    """answers: what the tokens become. clock: seconds, monotonic, the one that arrivals are stamped with."""
+
     def __init__(
         self,
         runner: Runner,
-        codec: PromptCodec,
+        answers: Answers,
         facts: ModelFacts,
         scheduler: Scheduler,
         pool: SlotPool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
-        self._codec = codec
+        self._answers = answers
         self._facts = facts
         self._scheduler = scheduler
         self._pool = pool
         self._clock = clock
-        self._answers: dict[Key, _Answer] = {}
-        self._order = 0
         self._num_steps = 0
-        self._prompt_tokens = 0
-        self._completion_tokens = 0
         self._step_seconds = 0.0
 
     @property
@@ -92,32 +57,20 @@ class Generator:
         return self._pool.num_slots
 
     def submit(self, arrival: Arrival) -> None:
-        request = arrival.request
-        check_sampling(request.sampling)
-        token_ids = self._encode(request)
-        check_token_ids(token_ids, self._facts.vocabulary_size)
-        limit = answer_limit(len(token_ids), request.sampling.max_tokens, self._facts.context_tokens)
-        seed = secrets.randbits(64) if request.sampling.seed is None else request.sampling.seed
-        self._order += 1
-        sequence = Sequence(
-            arrival.key, token_ids, request.sampling, request.priority, self._order, seed, max_answer_tokens=limit
-        )
-        text = AnswerText(self._codec.stream(), request.sampling.stop)
-        self._answers[arrival.key] = _Answer(sequence, text, request.stream, arrival.arrived_seconds)
-        self._scheduler.add(sequence)
+        for sequence in self._answers.open(arrival):
+            self._scheduler.add(sequence)
 
     def cancel(self, key: Key) -> None:
-        answer = self._answers.pop(key, None)
-        if answer is not None:
-            self._scheduler.remove(answer.sequence)
+        for sequence in self._answers.close(key):
+            self._scheduler.remove(sequence)
 
     def wait_seconds(self) -> float | None:
-        return 0.0 if self._answers else None
+        return 0.0 if len(self._answers) else None
 
     def step(self) -> list[Reply]:
         started = self._clock()
         step = self._scheduler.schedule()
-        self._stamp_prefills(step, started)
+        self._answers.prefill_begins(piece.sequence for piece in step.pieces)
         replies = self._advance(step, self._execute(step)) if self._prepare(step) else self._fail_running()
         self._num_steps += 1
         self._step_seconds += self._clock() - started
@@ -129,29 +82,14 @@ class Generator:
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
             num_steps_total=self._num_steps,
-            prompt_tokens_total=self._prompt_tokens,
-            completion_tokens_total=self._completion_tokens,
+            prompt_tokens_total=self._answers.num_prompt_tokens_total,
+            completion_tokens_total=self._answers.num_completion_tokens_total,
             step_seconds_total=self._step_seconds,
             kv_used_fraction=cells / self._pool.budget_tokens,
         )
 
     def close(self) -> None:
         self._runner.close()
-
-    def _encode(self, request: Generate) -> list[int]:
-        check_prompt(request)
-        if request.messages is not None:
-            return self._codec.encode_chat(request.messages)
-        if request.text is not None:
-            return self._codec.encode_text(request.text)
-        return list(request.token_ids or ())
-
-    def _stamp_prefills(self, step: Step, now: float) -> None:
-        for piece in step.pieces:
-            answer = self._answers[piece.sequence.key]
-            if answer.prefill_seconds == 0.0:
-                answer.prefill_seconds = now
-                self._prompt_tokens += piece.sequence.num_prompt_tokens
 
     def _prepare(self, step: Step) -> bool:
         try:
@@ -163,7 +101,7 @@ class Generator:
 
     def _fail_running(self) -> list[Reply]:
         self._runner.drop_grid()
-        keys = [sequence.key for sequence in self._scheduler.running]
+        keys = list(dict.fromkeys(sequence.key for sequence in self._scheduler.running))
         for key in keys:
             self.cancel(key)
         error = Overloaded("the engine ran out of memory for K/V; try again, with fewer slots or a shorter context")
@@ -196,67 +134,23 @@ class Generator:
     def _advance(self, step: Step, sampled: list[Sampled]) -> list[Reply]:
         for piece in step.pieces:
             piece.sequence.num_cached_tokens += piece.num_tokens
-        now = self._clock()
         replies: list[Reply] = []
         for sequence, outcome in sampled:
-            answer = self._answers[sequence.key]
-            if isinstance(outcome, ModelFailure):
-                replies.append(self._fail(answer, outcome))
-            else:
-                replies += self._append(answer, outcome, now)
+            if self._answers.is_finished(sequence):  # another of its request's sequences failed in this step
+                continue
+            replies += (
+                self._fail(sequence, outcome) if isinstance(outcome, ModelFailure) else self._take(sequence, outcome)
+            )
         return replies
 
-    def _append(self, answer: _Answer, token_id: int, now: float) -> list[Reply]:
-        sequence = answer.sequence
-        sequence.token_ids.append(token_id)
-        self._completion_tokens += 1
-        if sequence.num_answer_tokens == 1:
-            answer.first_token_seconds = now
-        delta = answer.text.push([token_id]) if answer.reads_every_token else ""
-        reason = self._finish_reason(answer, token_id)
-        if reason is None:
-            return self._delta(answer, delta)
-        return self._finish(answer, delta, reason, now)
-
-    def _finish_reason(self, answer: _Answer, token_id: int) -> str | None:
-        is_end = token_id in self._facts.end_ids and not answer.sequence.sampling.ignore_eos
-        if is_end or answer.text.is_stopped:
-            return "stop"
-        return "length" if answer.sequence.num_answer_tokens >= answer.sequence.max_answer_tokens else None
-
-    def _delta(self, answer: _Answer, text: str) -> list[Reply]:
-        if not answer.is_stream or not text:
-            return []
-        key, num_tokens = answer.sequence.key, answer.sequence.num_answer_tokens
-        delta = Delta(key[1], text, num_tokens - answer.num_told_tokens)
-        answer.num_told_tokens = num_tokens
-        return [Reply(key, delta)]
-
-    def _finish(self, answer: _Answer, delta: str, reason: str, now: float) -> list[Reply]:
-        sequence = answer.sequence
-        if not answer.reads_every_token:
-            answer.text.push(sequence.answer_ids)
-        delta += answer.text.finish()
-        if answer.text.is_stopped:  # its last characters completed a stop string
-            reason = "stop"
-        finished = Finished(
-            sequence.key[1],
-            answer.text.text,
-            reason,
-            Usage(sequence.num_prompt_tokens, sequence.num_answer_tokens),
-            self._timing(answer, now),
-        )
-        replies = [*self._delta(answer, delta), Reply(sequence.key, finished)]
-        self.cancel(sequence.key)
+    def _take(self, sequence: Sequence, token_id: int) -> list[Reply]:
+        replies = self._answers.take(sequence, token_id)
+        if self._answers.is_finished(sequence):
+            self._scheduler.remove(sequence)
         return replies
 
-    def _fail(self, answer: _Answer, error: ModelFailure) -> Reply:
-        sequence = answer.sequence
+    def _fail(self, sequence: Sequence, error: ModelFailure) -> list[Reply]:
         if sequence.slot is not None and self._runner.is_device_alive():
             self._runner.wipe(sequence.slot)
         self.cancel(sequence.key)
-        return failed(sequence.key, error)
-
-    def _timing(self, answer: _Answer, now: float) -> Timing:
-        start = answer.arrived_seconds
-        return Timing(answer.prefill_seconds - start, answer.first_token_seconds - start, now - start)
+        return [failed(sequence.key, error)]

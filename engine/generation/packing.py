@@ -10,9 +10,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from engine.generation.kv import KvGrid
 from engine.generation.scheduler import Piece
 from engine.generation.sequence import Sequence
+from engine.kv.grid import KvGrid
 
 _LONG_ROW_FACTOR = 4  # beside rows of this many times fewer columns, a long row is cheaper on its own
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import ModelFailure
-from engine.generation.kv import KvGrid
 from engine.generation.packing import Packed, pack
-from engine.generation.sampling import sample
 from engine.generation.scheduler import Piece, Step
 from engine.generation.sequence import Sequence
-from engine.generation.slots import SlotPool
+from engine.kv.grid import KvGrid
+from engine.kv.slots import SlotPool
+from engine.sampling.sampler import sample
 
 Sampled = tuple[Sequence, int | ModelFailure]
 

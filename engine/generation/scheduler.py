@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from engine.generation.sequence import Sequence
-from engine.generation.slots import Move, SlotPool
+from engine.kv.slots import Move, SlotPool
 
 _rank = attrgetter("rank")
 

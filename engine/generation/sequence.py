@@ -12,6 +12,7 @@ class Sequence:
 
     order: counts arrivals; it decides within one priority. seed: always set; drawn where the request named none.
     max_answer_tokens: `sampling.max_tokens` or what the context leaves, whichever is less.
+    index: which of the answers to its request it is.
     """
 
     key: Key
@@ -24,6 +25,7 @@ class Sequence:
     num_prompt_tokens: int = field(init=False)
     num_cached_tokens: int = 0
     slot: int | None = None
+    index: int = 0
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

@@ -53,5 +53,5 @@ def test_the_engine_runs_where_no_server_library_is_installed(tmp_path: Path) ->
 
 def test_the_model_runtime_needs_no_server_library_either(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    loaded = loaded_modules("import engine.generation.loading", tmp_path)
+    loaded = loaded_modules("import engine.models.loading", tmp_path)
     assert loaded & {*SERVER_LIBRARIES, *OUR_PACKAGES} == set()

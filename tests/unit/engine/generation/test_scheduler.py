@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from core.protocol import Sampling
 from engine.generation.scheduler import Scheduler, Step
 from engine.generation.sequence import Sequence
-from engine.generation.slots import SlotPool
+from engine.kv.slots import SlotPool
 from tests.engine_process import ROOT
 
 CONTEXT = 600
@@ -214,8 +214,8 @@ def test_cancelling_frees_the_slot_and_closes_the_gap() -> None:
 
 def test_the_engine_without_its_models_starts_without_torch() -> None:
     # Given the modules that decide
-    modules = "engine.server, engine.null, engine.generation.scheduler, engine.generation.slots, "
-    modules += "engine.generation.sequence, engine.generation.text, engine.generation.limits"
+    modules = "engine.server, engine.null, engine.generation.scheduler, engine.kv.slots, "
+    modules += "engine.generation.sequence, engine.generation.text, engine.sampling.limits"
     # When a fresh interpreter imports them
     code = f"import sys, {modules}; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy')))"
     completed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)

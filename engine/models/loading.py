@@ -15,16 +15,17 @@ from transformers.utils.import_utils import is_accelerate_available
 
 from core.errors import MillraceError, ModelFailure
 from core.prompts import PromptCodec
-from engine.generation import attention
-from engine.generation.generator import Generator, ModelFacts
-from engine.generation.kv import KvGrid
-from engine.generation.linear import pack_linears
-from engine.generation.memory import kv_budget_bytes
-from engine.generation.probe import probe
+from engine.generation import grid_attention
+from engine.generation.answers import Answers, ModelFacts
+from engine.generation.generator import Generator
 from engine.generation.runner import Runner
 from engine.generation.scheduler import Scheduler
-from engine.generation.slots import SMALLEST_WIDTH, SlotPool
-from engine.generation.support import check_support, context_bound
+from engine.kv.grid import KvGrid
+from engine.kv.slots import SMALLEST_WIDTH, SlotPool
+from engine.models.linear import pack_linears
+from engine.models.memory import kv_budget_bytes
+from engine.models.probe import probe
+from engine.models.support import check_support, context_bound
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def load_generator(name: str, source: str, options: LoadOptions) -> Generator:
 def build_generator(name: str, model: Any, codec: PromptCodec, options: LoadOptions) -> Generator:
     """From a model in memory. Raises ModelFailure where the probe finds another result than the model's own."""
     weight_bytes = model.get_memory_footprint()
-    attention.register()
+    grid_attention.register()
     pack_linears(model)
     grid = KvGrid((2, SMALLEST_WIDTH))
     runner = Runner(model, grid, options.torch_device)
@@ -87,7 +88,8 @@ def build_generator(name: str, model: Any, codec: PromptCodec, options: LoadOpti
         end_ids=_end_ids(model),
         weight_bytes=weight_bytes,
     )
-    return Generator(runner, codec, facts, Scheduler(pool, options.prefill_tokens), pool)
+    answers = Answers(codec, facts, time.monotonic)
+    return Generator(runner, answers, facts, Scheduler(pool, options.prefill_tokens), pool)
 
 
 def _prepare_libraries(name: str, options: LoadOptions) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from core.protocol import Sampling
-from engine.generation.linear import PackedLinear, pack_linears
+from engine.models.linear import PackedLinear, pack_linears
 from tests.engine_harness import Harness, random_prompt
 from tests.engine_models import tiny_model
 

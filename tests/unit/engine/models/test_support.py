@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from core.errors import ModelFailure
-from engine.generation.support import check_support, context_bound
+from engine.models.support import check_support, context_bound
 from tests.engine_harness import Harness
 from tests.engine_models import CONFIGS, tiny_model
 

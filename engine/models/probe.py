@@ -13,12 +13,12 @@ from torch import Tensor
 
 from core.errors import MillraceError, ModelFailure
 from core.protocol import Sampling
-from engine.generation.attention import ATTENTION_NAME
-from engine.generation.kv import KvGrid
+from engine.generation.grid_attention import ATTENTION_NAME
 from engine.generation.packing import pack
 from engine.generation.runner import Runner
 from engine.generation.scheduler import Piece
 from engine.generation.sequence import Sequence
+from engine.kv.grid import KvGrid
 
 _NUM_TOKENS = 8
 _FIRST, _SECOND = 3, 4  # tokens of the one prompt, and of the first piece of the other

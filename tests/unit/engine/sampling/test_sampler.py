@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.protocol import Sampling
-from engine.generation.sampling import sample, uniform
 from engine.generation.sequence import Sequence
+from engine.sampling.sampler import sample, uniform
 
 PROBABILITIES = (0.5, 0.3, 0.15, 0.05)
 NUM_DRAWS = 4_000

@@ -7,7 +7,7 @@ or stale but finite: attention masks them, and a mask cannot hide a NaN, so a ro
 import torch
 from torch import Tensor
 
-from engine.generation.slots import Move
+from engine.kv.slots import Move
 
 
 class KvGrid:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.generation.slots import SlotPool
+from engine.kv.slots import SlotPool
 
 
 @pytest.mark.parametrize(("num_tokens", "width"), [(1, 256), (256, 256), (257, 512), (900, 1000), (1000, 1000)])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.generation import memory
+from engine.models import memory
 
 GIB = 1 << 30
 

@@ -4,7 +4,7 @@ import pytest
 
 from core.errors import ContextLengthExceeded, InvalidRequest
 from core.protocol import Sampling
-from engine.generation.limits import answer_limit, check_sampling, check_token_ids
+from engine.sampling.limits import answer_limit, check_sampling, check_token_ids
 
 
 @pytest.mark.parametrize(

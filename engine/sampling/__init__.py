@@ -1,0 +1,1 @@
+"""How an answer's next token is chosen: `limits` (what is refused, without torch) and `sampler` (logits to tokens)."""
