@@ -13,7 +13,17 @@ from queue import Empty, SimpleQueue
 from core.completion import parse_body
 from core.errors import InvalidRequest, LeaseLost, Unavailable
 from core.job import ServiceClass
-from core.protocol import BULK_PRIORITY, MODEL_FAILED, ONLINE_PRIORITY, Delta, Failed, Finished, Generate, Hello
+from core.protocol import (
+    BULK_PRIORITY,
+    MODEL_FAILED,
+    ONLINE_PRIORITY,
+    Delta,
+    Embedded,
+    Failed,
+    Finished,
+    Generate,
+    Hello,
+)
 from db import chunks
 from db.chunks import Crash, Lease, Outcome, Request
 from db.connection import Database
@@ -188,7 +198,7 @@ class _Execution:
             return
 
     def _take(self, answer: Answer) -> None:
-        if isinstance(answer, Delta):
+        if isinstance(answer, Delta | Embedded):
             return
         index = self._in_flight.pop(answer.id)
         if isinstance(answer, Finished):
