@@ -1,7 +1,8 @@
-"""OpenAI's completion requests and answers: what a body asks for, checked, and the body that is sent back.
+"""OpenAI's completion requests: what a body asks for, checked. The answers are in `core.completion_answer`.
 
-Knows `/v1/chat/completions` and `/v1/completions`. What is understood but not offered is refused by name; fields that
-change nothing about the answer (`user`, `metadata`, `store`, …) are accepted. Knows nothing of tokens.
+Knows `/v1/chat/completions` and `/v1/completions`, and the fields that vLLM adds to them (`top_k`, `min_p`,
+`repetition_penalty`, `min_tokens`, `stop_token_ids`, `ignore_eos`). What is understood but not offered is refused by
+name; fields that change nothing about the answer (`user`, `metadata`, `store`, …) are accepted. It knows no tokens.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from core.errors import InvalidRequest, Unsupported
-from core.protocol import Finished, Generate, Sampling
+from core.protocol import Generate, Sampling
 
 CHAT_ENDPOINT = "/v1/chat/completions"
 TEXT_ENDPOINT = "/v1/completions"
@@ -27,7 +28,13 @@ Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Fraction = Annotated[float, Meta(gt=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
 Stop = str | Annotated[list[str], Meta(max_length=16)] | None
+
+MAX_TOP_LOGPROBS = 20
+MAX_ANSWERS = 128
+JSON_OBJECT_SCHEMA = '{"type":"object"}'
 
 
 class _Body(msgspec.Struct):
@@ -42,25 +49,31 @@ class _Body(msgspec.Struct):
     stop: Stop = None
     stream: bool | None = None
     ignore_eos: bool | None = None
-    n: Positive | None = None
-    logprobs: bool | int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=INT32_MAX)] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    logit_bias: dict[str, Bias] | None = None
+    response_format: dict[str, Any] | None = None
 
 
 class _ChatBody(_Body, kw_only=True):
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
     max_completion_tokens: Positive | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: list[Any] | None = None
     functions: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
 
 
 class _TextBody(_Body, kw_only=True):
     prompt: str | list[str | TokenId]
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | bool | None = None
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
@@ -72,19 +85,12 @@ _text_decoder = msgspec.json.Decoder(_TextBody)
 # Values that mean "off"; anything else is refused.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
-        "n": (None, 1),
-        "logprobs": (None, False),
-        "frequency_penalty": (None, 0),
-        "presence_penalty": (None, 0),
-        "logit_bias": (None, {}),
         "tools": (None, []),
         "functions": (None, []),
-        "response_format": (None, {"type": "text"}),
         "modalities": (None, ["text"]),
         "audio": (None,),
         "echo": (None, False),
         "suffix": (None, ""),
-        "best_of": (None, 1),
         "stream": (None, False),
     }
 )
@@ -101,6 +107,7 @@ class CompletionRequest:
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
     token_ids: list[int] | None = None
+    num_answers: int = 1
 
     def to_generate(self, request_id: str, *, priority: int, stream: bool = False) -> Generate:
         return Generate(
@@ -112,6 +119,7 @@ class CompletionRequest:
             token_ids=self.token_ids,
             priority=priority,
             stream=stream,
+            num_answers=self.num_answers,
         )
 
 
@@ -145,8 +153,11 @@ def _from_chat(body: _ChatBody) -> CompletionRequest:
     _refuse_unsupported(body)
     for index, message in enumerate(body.messages):
         _check_message(index, message)
-    sampling = _sampling(body, body.max_completion_tokens or body.max_tokens)
-    return CompletionRequest(body.model, sampling, messages=body.messages)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs: expected logprobs to be true beside it", param="top_logprobs")
+    num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    sampling = _sampling(body, body.max_completion_tokens or body.max_tokens, num_logprobs)
+    return CompletionRequest(body.model, sampling, messages=body.messages, num_answers=body.n or 1)
 
 
 def _check_message(index: int, message: Mapping[str, Any]) -> None:
@@ -165,15 +176,19 @@ def _check_message(index: int, message: Mapping[str, Any]) -> None:
 
 def _from_text(body: _TextBody) -> CompletionRequest:
     _refuse_unsupported(body)
-    sampling = _sampling(body, body.max_tokens or DEFAULT_TEXT_MAX_TOKENS)
+    num_answers = body.n or 1
+    if body.best_of not in (None, num_answers):
+        raise Unsupported(f"best_of={body.best_of} is not offered; leave it out, or ask for n answers", param="best_of")
+    num_logprobs = None if body.logprobs is None or body.logprobs is False else int(body.logprobs)
+    sampling = _sampling(body, body.max_tokens or DEFAULT_TEXT_MAX_TOKENS, num_logprobs)
     prompt = body.prompt
     if isinstance(prompt, str):
-        return CompletionRequest(body.model, sampling, text=prompt)
+        return CompletionRequest(body.model, sampling, text=prompt, num_answers=num_answers)
     if len(prompt) == 1 and isinstance(prompt[0], str):
-        return CompletionRequest(body.model, sampling, text=prompt[0])
+        return CompletionRequest(body.model, sampling, text=prompt[0], num_answers=num_answers)
     token_ids = [token for token in prompt if isinstance(token, int)]
     if token_ids and len(token_ids) == len(prompt):
-        return CompletionRequest(body.model, sampling, token_ids=token_ids)
+        return CompletionRequest(body.model, sampling, token_ids=token_ids, num_answers=num_answers)
     raise Unsupported(
         "expected one prompt (a text or a list of token ids); send one request per prompt", param="prompt"
     )
@@ -188,7 +203,7 @@ def _refuse_unsupported(body: _Body) -> None:
             )
 
 
-def _sampling(body: _Body, max_tokens: int | None) -> Sampling:
+def _sampling(body: _Body, max_tokens: int | None, num_logprobs: int | None) -> Sampling:
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return Sampling(
         max_tokens=max_tokens,
@@ -198,39 +213,36 @@ def _sampling(body: _Body, max_tokens: int | None) -> Sampling:
         seed=body.seed,
         stop=tuple(part for part in stop if part),
         ignore_eos=bool(body.ignore_eos),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        min_tokens=body.min_tokens or 0,
+        min_p=body.min_p or 0.0,
+        repetition_penalty=body.repetition_penalty or 1.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=_logit_bias(body.logit_bias),
+        num_logprobs=num_logprobs,
+        json_schema=_json_schema(body.response_format),
     )
 
 
-def response_body(endpoint: str, request_id: str, model: str, answer: Finished, created: int) -> dict[str, Any]:
-    """The answer as OpenAI writes it. `created`: seconds since 1970."""
-    is_chat = endpoint == CHAT_ENDPOINT
-    usage = answer.usage
-    return {
-        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id}",
-        "object": "chat.completion" if is_chat else "text_completion",
-        "created": created,
-        "model": model,
-        "choices": [_choice(is_chat, answer)],
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        },
-    }
+def _logit_bias(given: Mapping[str, float] | None) -> dict[int, float]:
+    try:
+        return {int(token): bias for token, bias in (given or {}).items()}
+    except ValueError:
+        raise InvalidRequest("logit_bias: expected token ids as keys", param="logit_bias") from None
 
 
-def _choice(is_chat: bool, answer: Finished) -> dict[str, Any]:
-    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": answer.finish_reason}
-    if is_chat:
-        choice["message"] = {"role": "assistant", "content": answer.text, "refusal": None}
-    else:
-        choice["text"] = answer.text
-    return choice
-
-
-def error_body(
-    code: str, message: str, *, param: str | None = None, kind: str = "invalid_request_error"
-) -> dict[str, Any]:
-    """OpenAI's error object."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def _json_schema(response_format: Mapping[str, Any] | None) -> str | None:
+    """The schema as text; None for free text. Raises InvalidRequest where the format says neither."""
+    match response_format:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return JSON_OBJECT_SCHEMA
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return msgspec.json.encode(schema).decode()
+    raise InvalidRequest(
+        'response_format: expected {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", '
+        f'"json_schema": {{"name": …, "schema": {{…}}}}}}, got {response_format!r}',
+        param="response_format",
+    )

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from core.completion import error_body, response_body
+from core.completion_answer import error_body, response_body
 from core.errors import InvalidRequest
 from core.protocol import Failed, Finished
 from db.chunks import Lease, Outcome

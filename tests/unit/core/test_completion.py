@@ -3,12 +3,11 @@ from typing import Any
 
 import pytest
 
-from core.completion import CHAT_ENDPOINT, TEXT_ENDPOINT, error_body, parse_body, response_body
+from core.completion import CHAT_ENDPOINT, TEXT_ENDPOINT, parse_body
 from core.errors import InvalidRequest, Unsupported
-from core.protocol import Finished, Sampling, Timing, Usage
+from core.protocol import Sampling
 
 HELLO = [{"role": "user", "content": "hello"}]
-ANSWER = Finished("r", "hi", "stop", Usage(prompt_tokens=5, completion_tokens=2, cached_tokens=1), Timing(0, 0, 0))
 
 
 def chat(**fields: Any) -> bytes:
@@ -42,6 +41,60 @@ class TestChat:
         assert parse_body(CHAT_ENDPOINT, body).sampling == Sampling(
             max_tokens=7, temperature=0.0, top_p=0.5, top_k=4, seed=3, stop=("a", "b"), ignore_eos=True
         )
+
+    def test_what_openai_and_vllm_have_for_choosing_tokens_is_taken_over(self) -> None:
+        # Given
+        body = chat(
+            min_p=0.1, repetition_penalty=1.2, presence_penalty=-2, frequency_penalty=0.5, min_tokens=3,
+            stop_token_ids=[5, 6], logit_bias={"7": -100, "8": 1.5},
+        )  # fmt: skip
+
+        # Then
+        assert parse_body(CHAT_ENDPOINT, body).sampling == Sampling(
+            min_p=0.1, repetition_penalty=1.2, presence_penalty=-2.0, frequency_penalty=0.5, min_tokens=3,
+            stop_token_ids=(5, 6), logit_bias={7: -100.0, 8: 1.5},
+        )  # fmt: skip
+
+    def test_several_answers_are_asked_for_by_n(self) -> None:
+        assert parse_body(CHAT_ENDPOINT, chat(n=3)).to_generate("id", priority=0).num_answers == 3
+
+    @pytest.mark.parametrize(
+        ("fields", "expected"),
+        [
+            ({}, None),
+            ({"logprobs": False}, None),
+            ({"logprobs": True}, 0),
+            ({"logprobs": True, "top_logprobs": 4}, 4),
+        ],
+    )
+    def test_log_probabilities_come_only_where_asked_for(self, fields: dict[str, Any], expected: int | None) -> None:
+        assert parse_body(CHAT_ENDPOINT, chat(**fields)).sampling.num_logprobs == expected
+
+    def test_top_logprobs_need_logprobs(self) -> None:
+        assert refused(CHAT_ENDPOINT, chat(top_logprobs=2)).param == "top_logprobs"
+
+    @pytest.mark.parametrize(
+        ("response_format", "schema"),
+        [
+            ({"type": "text"}, None),
+            ({"type": "json_object"}, {"type": "object"}),
+            ({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array"}}}, {"type": "array"}),
+        ],
+    )
+    def test_the_format_of_the_answer_becomes_a_schema(self, response_format: object, schema: object) -> None:
+        # When
+        given = parse_body(CHAT_ENDPOINT, chat(response_format=response_format)).sampling.json_schema
+        # Then
+        assert (None if given is None else json.loads(given)) == schema
+
+    @pytest.mark.parametrize(
+        "response_format",
+        [{}, {"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {"schema": "x"}}],
+    )
+    def test_another_format_is_refused_with_those_there_are(self, response_format: object) -> None:
+        error = refused(CHAT_ENDPOINT, chat(response_format=response_format))
+        assert error.param == "response_format"
+        assert "json_schema" in error.message
 
     def test_the_newer_name_of_max_tokens_wins(self) -> None:
         body = chat(max_tokens=7, max_completion_tokens=9)
@@ -97,8 +150,22 @@ class TestText:
         assert isinstance(error, Unsupported)
         assert error.param == "prompt"
 
+    @pytest.mark.parametrize(("given", "expected"), [(None, None), (False, None), (0, 0), (3, 3), (True, 1)])
+    def test_the_older_endpoint_counts_its_log_probabilities(self, given: object, expected: int | None) -> None:
+        assert parse_body(TEXT_ENDPOINT, text(logprobs=given)).sampling.num_logprobs == expected
+
+    def test_best_of_as_many_as_are_given_back_is_no_choice(self) -> None:
+        assert parse_body(TEXT_ENDPOINT, text(n=2, best_of=2)).num_answers == 2
+
 
 class TestRefusals:
+    @pytest.mark.parametrize("bias", [{"x": 1}, {"1.5": 1}])
+    def test_a_bias_on_what_is_no_token_id_is_refused(self, bias: object) -> None:
+        assert refused(CHAT_ENDPOINT, chat(logit_bias=bias)).param == "logit_bias"
+
+    def test_a_bias_beyond_openais_range_is_refused(self) -> None:
+        assert refused(CHAT_ENDPOINT, chat(logit_bias={"1": 101})).code == "invalid_type"
+
     @pytest.mark.parametrize(
         ("field", "value"),
         [
@@ -113,6 +180,15 @@ class TestRefusals:
             ("top_k", -2),
             ("seed", "x"),
             ("stop", ["a"] * 17),
+            ("n", 0),
+            ("n", 129),
+            ("frequency_penalty", 2.5),
+            ("presence_penalty", -2.5),
+            ("repetition_penalty", 0),
+            ("min_p", 1.5),
+            ("min_tokens", -1),
+            ("stop_token_ids", "x"),
+            ("top_logprobs", 21),
             ("model", ""),
             ("model", None),
             ("messages", "hello"),
@@ -130,15 +206,9 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("field", "value"),
         [
-            ("n", 2),
-            ("logprobs", True),
             ("stream", True),
             ("tools", [{"type": "function"}]),
             ("functions", [{"name": "f"}]),
-            ("response_format", {"type": "json_object"}),
-            ("frequency_penalty", 0.5),
-            ("presence_penalty", -0.5),
-            ("logit_bias", {"1": 5}),
             ("modalities", ["audio"]),
             ("audio", {"voice": "x"}),
         ],
@@ -173,47 +243,6 @@ class TestRefusals:
         error = refused("/v1/embeddings", chat())
         assert error.code == "invalid_endpoint"
         assert CHAT_ENDPOINT in error.message
-
-
-class TestBodies:
-    def test_an_answer_to_a_chat_is_what_openai_sends(self) -> None:
-        # When
-        body = response_body(CHAT_ENDPOINT, "batch_1-0", "m", ANSWER, 1700000000)
-
-        # Then
-        assert body["id"] == "chatcmpl-batch_1-0"
-        assert (body["object"], body["created"], body["model"]) == ("chat.completion", 1700000000, "m")
-        assert body["choices"] == [
-            {
-                "index": 0,
-                "logprobs": None,
-                "finish_reason": "stop",
-                "message": {"role": "assistant", "content": "hi", "refusal": None},
-            }
-        ]
-
-    def test_an_answer_to_a_text_is_what_openai_sends(self) -> None:
-        body = response_body(TEXT_ENDPOINT, "x", "m", ANSWER, 1)
-        assert (body["id"], body["object"]) == ("cmpl-x", "text_completion")
-        assert body["choices"] == [{"index": 0, "logprobs": None, "finish_reason": "stop", "text": "hi"}]
-
-    def test_usage_adds_up(self) -> None:
-        assert response_body(TEXT_ENDPOINT, "x", "m", ANSWER, 1)["usage"] == {
-            "prompt_tokens": 5,
-            "completion_tokens": 2,
-            "total_tokens": 7,
-            "prompt_tokens_details": {"cached_tokens": 1},
-        }
-
-    def test_an_error_has_openais_four_fields(self) -> None:
-        assert error_body("a_code", "what and what to do", param="model") == {
-            "error": {
-                "message": "what and what to do",
-                "type": "invalid_request_error",
-                "param": "model",
-                "code": "a_code",
-            }
-        }
 
 
 def test_a_request_reaches_the_engine_with_everything_it_asked_for() -> None:
