@@ -1,0 +1,18 @@
+"""Whether a model's source is an embedding model, told from its files before anything of it is loaded. No torch."""
+
+import json
+from pathlib import Path
+
+_GENERATES = ("CausalLM", "LMHeadModel", "ConditionalGeneration")
+
+
+def is_embedder(directory: Path) -> bool:
+    """A sentence-transformers directory, or one of an encoder that generates nothing, such as `BertModel`."""
+    if (directory / "modules.json").is_file():
+        return True
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # whoever loads it says what is wrong with it
+        return False
+    names = config.get("architectures") if isinstance(config, dict) else None
+    return bool(names) and not any(name.endswith(_GENERATES) for name in names)
