@@ -9,9 +9,9 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.context import Context, Ctx, Tenant, page
-from core.completion import ENDPOINTS
 from core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from core.job import TERMINAL_JOB_STATES, JobState
+from core.openai.completion import ENDPOINTS
 from db import files, jobs
 from db.jobs import NewBatch, Progress
 from db.tables import JobRow

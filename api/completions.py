@@ -14,9 +14,9 @@ from starlette.concurrency import run_in_threadpool
 
 from api.context import Context, Ctx, Tenant
 from api.errors import SERVER_ERROR, error_response
-from core.completion import CHAT_ENDPOINT, TEXT_ENDPOINT, parse_body
 from core.errors import Interrupted, InvalidRequest, NotFound
 from core.job import JobState, ServiceClass
+from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT, parse_body
 from db import jobs, models, results
 from db.jobs import NewOnlineRequest
 from db.tables import JobRow, OutcomeRow

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from core import errors
-from core.completion_answer import error_body
+from core.openai.answer import error_body
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import TOO_LARGE, RequestTooLarge, error_response
-from core.batchfile import MAX_LINE_BYTES
+from core.openai.batchfile import MAX_LINE_BYTES
 
 ENVELOPE_BYTES = 1024 * 1024  # multipart boundaries and form fields around a file of the largest size
 UPLOAD_PATH = "/v1/files"

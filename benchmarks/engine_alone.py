@@ -1,124 +1,69 @@
-"""Answer tokens per second of the engine's generation loop by itself: no process, no wire, no text.
+"""Our engine's generation loop by itself, in this process, for looking into it: no peer, no wire.
 
-64 requests (prompts of 16 to 195 tokens, answers of 9 to 121, 2,920 answer tokens in all) on the 115 M shape in
-bfloat16 with 32 slots; beside it transformers' own `generate` with static batches of 32 on the same requests.
-`python -m benchmarks.engine_alone [--quick] [--json] [--threads N] [--profile]`; `--quick` takes a quarter of the
-requests and leaves `generate` out.
+`python -m benchmarks.engine_alone [--quick] [--json] [--shape 115m] [--threads N] [--slots N] [--prefill-tokens N]
+[--profile]`; the requests are those of `benchmarks.engine`, of which `--quick` takes a quarter; `--profile` prints
+where the time goes, by operation, instead of the speed.
 """
 
 import argparse
-import json
-import math
-import os
-import platform
-import random
-import tempfile
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.random_model import VOCABULARY, random_model, save_tokenizer
-from core.prompts import PromptCodec
-from core.protocol import Finished, Generate, Sampling
+from benchmarks.engine import PREFILL_TOKENS, SLOTS
+from benchmarks.engine_loop import answer_all, load
+from benchmarks.peers.channel import Turn
+from benchmarks.random_model import DEFAULT_SHAPE, SHAPES
+from benchmarks.report import Options, open_report
+from benchmarks.workload import MOST_REQUESTS, requests
 from engine.generation.generator import Generator
-from engine.models.loading import LoadOptions, build_generator
-from engine.runtime import Arrival
+from engine.models.loading import LoadOptions
 
-_NUM_REQUESTS = 64
-_SLOTS = 32
-_SEED = 472  # gives 2,920 answer tokens
+NUM_WARMUP_REQUESTS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
-    prompts: list[list[int]]
-    answer_tokens: list[int]
+def workload(num_requests: int) -> Turn:
+    return requests(num_requests)
 
 
-def workload(num_requests: int) -> Workload:
-    """Prompt lengths are uniform, answer lengths log-uniform."""
-    lengths = random.Random(_SEED)
-    prompts = [lengths.randint(16, 199) for _ in range(_NUM_REQUESTS)]
-    answers = [round(math.exp(lengths.uniform(math.log(8), math.log(128)))) for _ in range(_NUM_REQUESTS)]
-    ids = random.Random(0)
-    tokens = [[ids.randrange(VOCABULARY) for _ in range(length)] for length in prompts]
-    return Workload(tokens[:num_requests], answers[:num_requests])
-
-
-def run_engine(generator: Generator, work: Workload) -> float:
+def run_engine(generator: Generator, turn: Turn) -> float:
     """Answer tokens per second."""
     started = time.perf_counter()
-    for number, (prompt, length) in enumerate(zip(work.prompts, work.answer_tokens, strict=True)):
-        sampling = Sampling(max_tokens=length, temperature=0, ignore_eos=True)
-        request = Generate(str(number), "random", sampling, token_ids=prompt)
-        generator.submit(Arrival(b"benchmark", request, time.monotonic()))
-    num_tokens = 0
-    while generator.wait_seconds() is not None:
-        outcomes = [reply.message for reply in generator.step()]
-        num_tokens += sum(outcome.usage.completion_tokens for outcome in outcomes if isinstance(outcome, Finished))
-    assert num_tokens == sum(work.answer_tokens)
+    num_tokens = sum(finished.usage.completion_tokens for finished in answer_all(generator, turn))
+    assert num_tokens == turn.num_answer_tokens
     return num_tokens / (time.perf_counter() - started)
 
 
-@torch.inference_mode()
-def run_transformers(model: Any, work: Workload) -> float:
-    """Answer tokens per second that were asked for: a static batch runs until its longest answer is done."""
-    started = time.perf_counter()
-    for first in range(0, len(work.prompts), _SLOTS):
-        prompts = work.prompts[first : first + _SLOTS]
-        width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        longest = max(work.answer_tokens[first : first + _SLOTS])
-        model.generate(ids, attention_mask=mask, max_new_tokens=longest, do_sample=False, pad_token_id=0)
-    return sum(work.answer_tokens) / (time.perf_counter() - started)
-
-
-def _generator(prefill_tokens: int) -> Generator:
-    with tempfile.TemporaryDirectory() as directory:
-        save_tokenizer(Path(directory))
-        codec = PromptCodec.load(Path(directory))
-    return build_generator(
-        "random", random_model(), codec, LoadOptions("cpu", num_slots=_SLOTS, prefill_tokens=prefill_tokens)
-    )
-
-
-def _report(name: str, value: float, *, as_json: bool) -> None:
-    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
-    if as_json:
-        print(json.dumps({"name": name, "value": round(value, 1), "unit": "tokens/s", "machine": machine}))
-    else:
-        print(f"{name:36} {value:8.1f} answer tokens/s   ({machine})")
-
-
-def _profile(generator: Generator, work: Workload) -> None:
+def profile(generator: Generator, turn: Turn) -> str:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        run_engine(generator, work)
-    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=48))
+        run_engine(generator, turn)
+    averages = profiler.key_averages()
+    return str(averages.table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=48))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--profile", action="store_true", help="where the engine's time goes, by operation")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default=DEFAULT_SHAPE)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
-    parser.add_argument("--prefill-tokens", type=int, default=512)
+    parser.add_argument("--slots", type=int, default=SLOTS)
+    parser.add_argument("--prefill-tokens", type=int, default=PREFILL_TOKENS)
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    generator = _generator(given.prefill_tokens)
-    run_engine(generator, workload(4))  # first use of every kernel
-    work = workload(_NUM_REQUESTS // 4 if given.quick else _NUM_REQUESTS)
+    vocabulary = SHAPES[given.shape].vocabulary
+    options = LoadOptions("cpu", num_slots=given.slots, prefill_tokens=given.prefill_tokens)
+    generator = load(given.shape, options)
+    run_engine(generator, requests(NUM_WARMUP_REQUESTS, -1, vocabulary))
+    turn = requests(MOST_REQUESTS // 4 if given.quick else MOST_REQUESTS, 0, vocabulary)
     if given.profile:
-        _profile(generator, work)
+        print(profile(generator, turn))
         return
-    _report("engine_alone", run_engine(generator, work), as_json=given.json)
-    if not given.quick:
-        _report("transformers_generate_static_32", run_transformers(random_model(), work), as_json=given.json)
+    title = f"The engine alone, {given.shape}, {given.slots} slots, {torch.get_num_threads()} threads"
+    report = open_report(title, Options(given.quick, given.json))
+    report.add("engine_alone_tokens_per_second", run_engine(generator, turn), "tokens/s")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from benchmarks.workload import lines_of
 from cli.client import connect
 from cli.follow import ENDED
 from cli.local.running import running
-from core.completion import CHAT_ENDPOINT
 from core.job import DEFAULT_TENANT
+from core.openai.completion import CHAT_ENDPOINT
 from core.redis_url import client_url
 from core.settings import Settings
 from db import files, jobs

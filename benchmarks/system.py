@@ -30,7 +30,7 @@ from benchmarks.workload import Question, batch_file, question_body, questions
 from cli.client import connect, get_job
 from cli.follow import ENDED, POLL_SECONDS
 from cli.local.running import running
-from core.completion import CHAT_ENDPOINT, parse_body
+from core.openai.completion import CHAT_ENDPOINT, parse_body
 from core.protocol import BULK_PRIORITY, Finished, Generate
 from core.settings import Settings
 from workers.engine_client import Answer, EngineClient

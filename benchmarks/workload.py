@@ -1,4 +1,5 @@
-"""The batch files that benchmarks submit: the same bytes for the same arguments, on every machine and every round."""
+"""What benchmarks ask: batch files of texts, and requests of token ids. The same for the same arguments, on every
+machine and every round."""
 
 import json
 import math
@@ -6,11 +7,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.peers.channel import Turn
 from benchmarks.random_model import VOCABULARY
-from core.completion import CHAT_ENDPOINT
+from core.openai.completion import CHAT_ENDPOINT
 
 PROMPT_TOKENS = (16, 199)
 ANSWER_TOKENS = (8, 128)
+MOST_REQUESTS = 64
+_LENGTHS_SEED = 472  # 64 answers of these lengths have 2,920 tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +34,29 @@ def questions(count: int, seed: int = 0) -> list[Question]:
 
 def _question(chance: random.Random) -> Question:
     num_words = chance.randint(*PROMPT_TOKENS)
-    shortest, longest = ANSWER_TOKENS
-    answer_tokens = round(math.exp(chance.uniform(math.log(shortest), math.log(longest))))
+    answer_tokens = _answer_tokens(chance)
     words = (f"w{chance.randrange(VOCABULARY)}" for _ in range(num_words))
     return Question(" ".join(words), num_words, answer_tokens)
+
+
+def _answer_tokens(chance: random.Random) -> int:
+    shortest, longest = ANSWER_TOKENS
+    return round(math.exp(chance.uniform(math.log(shortest), math.log(longest))))
+
+
+def requests(count: int, seed: int = 0, vocabulary: int = VOCABULARY) -> Turn:
+    """At most 64, always of the same lengths; the seed draws what the prompts say, so that no engine that remembers
+    one round knows the next."""
+    chance = random.Random(_LENGTHS_SEED)
+    lengths = [chance.randint(*PROMPT_TOKENS) for _ in range(MOST_REQUESTS)]
+    answers = [_answer_tokens(chance) for _ in range(MOST_REQUESTS)]
+    ids = random.Random(seed)
+    prompts = [random_ids(length, ids, vocabulary) for length in lengths[:count]]
+    return Turn(prompts, answers[:count])
+
+
+def random_ids(count: int, chance: random.Random, vocabulary: int = VOCABULARY) -> list[int]:
+    return [chance.randrange(vocabulary) for _ in range(count)]
 
 
 def question_body(question: Question, model: str) -> dict[str, object]:

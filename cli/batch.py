@@ -16,8 +16,8 @@ from rich.table import Table
 
 from cli.client import connect, download, get_job
 from cli.follow import follow
-from core.completion import CHAT_ENDPOINT
 from core.errors import InvalidRequest, MillraceError
+from core.openai.completion import CHAT_ENDPOINT
 
 MAX_SHOWN_ERRORS = 10
 

@@ -3,7 +3,7 @@
 `ByteLevelStream` is exact for byte-level BPE (GPT-2, Llama 3, Qwen): every token is some bytes, and an incremental
 UTF-8 decoder holds back the beginning of a character. `WindowStream` serves every other decoder (SentencePiece and the
 like): it decodes the new tokens behind one old one, because such decoders look at a token's neighbour, and takes the
-difference.
+difference. `TokenBytes` knows the bytes of every single token.
 """
 
 import codecs
@@ -15,35 +15,54 @@ from tokenizers import Tokenizer
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
-class ByteLevelStream:
-    """`token_bytes`: what is already known of token id -> bytes, shared by all streams of a model."""
+class TokenBytes:
+    """What each token adds to a text behind another one, as bytes; shared by all streams of a model.
 
-    def __init__(self, tokenizer: Tokenizer, hidden_ids: frozenset[int], token_bytes: dict[int, bytes]) -> None:
+    Exact for byte-level BPE and for byte tokens, so for parts of characters too. A special token has the bytes of its
+    name, though texts leave it out; an id that is no token has none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, special_ids: frozenset[int], *, is_byte_level: bool) -> None:
+        self.special_ids = special_ids
         self._tokenizer = tokenizer
-        self._hidden_ids = hidden_ids
+        self._is_byte_level = is_byte_level
+        self._known: dict[int, bytes] = {}
+
+    def __call__(self, token_id: int) -> bytes:
+        known = self._known.get(token_id)
+        if known is None:
+            known = self._known[token_id] = self._compute(token_id)
+        return known
+
+    def _compute(self, token_id: int) -> bytes:
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        if token_id in self.special_ids:
+            return token.encode()
+        if self._is_byte_level:
+            return _alphabet_bytes(token)
+        if _BYTE_TOKEN.fullmatch(token):
+            return bytes.fromhex(token[3:5])
+        return self._decoded(token_id).encode()
+
+    def _decoded(self, token_id: int) -> str:
+        """The second of two: decoders may take a space away from the first."""
+        once, twice = (self._tokenizer.decode([token_id] * times) for times in (1, 2))
+        return str(twice[len(once) :])
+
+
+class ByteLevelStream:
+    def __init__(self, token_bytes: TokenBytes) -> None:
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_ids: Sequence[int]) -> str:
-        return self._decoder.decode(b"".join(map(self._bytes, token_ids)))
+        hidden = self._token_bytes.special_ids
+        return self._decoder.decode(b"".join(self._token_bytes(one) for one in token_ids if one not in hidden))
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
-
-    def _bytes(self, token_id: int) -> bytes:
-        known = self._token_bytes.get(token_id)
-        if known is None:
-            known = self._token_bytes[token_id] = self._compute_bytes(token_id)
-        return known
-
-    def _compute_bytes(self, token_id: int) -> bytes:
-        token = None if token_id in self._hidden_ids else self._tokenizer.id_to_token(token_id)
-        if token is None:
-            return b""
-        try:
-            return bytes(_BYTE_OF_CHARACTER[character] for character in token)
-        except KeyError:  # an added token is written as it is
-            return token.encode()
 
 
 class WindowStream:
@@ -95,3 +114,10 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF_CHARACTER = _byte_alphabet()
+
+
+def _alphabet_bytes(token: str) -> bytes:
+    try:
+        return bytes(_BYTE_OF_CHARACTER[character] for character in token)
+    except KeyError:  # an added token is written as it is
+        return token.encode()

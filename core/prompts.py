@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from tokenizers import AddedToken, Tokenizer
 
 from core.chat_template import ChatTemplate
-from core.detokenize import ByteLevelStream, WindowStream
+from core.detokenize import ByteLevelStream, TokenBytes, WindowStream
 from core.errors import ConfigurationError, InvalidRequest
 
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -33,12 +33,10 @@ class PromptCodec:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
         self._tokenizer = tokenizer
         self._template = template
-        self._token_bytes: dict[int, bytes] = {}
         decoder = json.loads(tokenizer.to_str())["decoder"]
         self._is_byte_level = _decoder_types(decoder) == {"ByteLevel"}
-        self._hidden_ids = frozenset(
-            token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
-        )
+        special_ids = (i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+        self._token_bytes = TokenBytes(tokenizer, frozenset(special_ids), is_byte_level=self._is_byte_level)
 
     @classmethod
     def load(cls, directory: Path) -> "PromptCodec":
@@ -64,6 +62,10 @@ class PromptCodec:
         """With the special tokens that the tokenizer adds by itself."""
         return self._encode(text, add_special_tokens=True)
 
+    def encode_fragment(self, text: str) -> list[int]:
+        """Of a text inside another one: no special tokens are added."""
+        return self._encode(text, add_special_tokens=False)
+
     def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
         """Raises InvalidRequest where there is no chat template, or where it refuses the messages."""
         return self._encode(self.render_chat(messages), add_special_tokens=False)
@@ -82,8 +84,17 @@ class PromptCodec:
 
     def stream(self) -> TextStream:
         if self._is_byte_level:
-            return ByteLevelStream(self._tokenizer, self._hidden_ids, self._token_bytes)
-        return WindowStream(self._tokenizer, self._hidden_ids)
+            return ByteLevelStream(self._token_bytes)
+        return WindowStream(self._tokenizer, self._token_bytes.special_ids)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that are never part of a text."""
+        return self._token_bytes.special_ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token adds to a text, also half a character; of a special token its name."""
+        return self._token_bytes(token_id)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:

@@ -1,11 +1,17 @@
 """What travels between an engine and its clients over ZMQ: msgspec structs, MessagePack on the wire.
 
 An engine binds one ROUTER socket; a client connects a DEALER with an identity of its own. Every frame is one
-`ClientFrame` or `EngineFrame` and carries many messages. The engine answers every `Generate` with exactly one
-`Finished` or `Failed`, and, when `stream` is set, with `Delta`s before it. It greets a client with `Hello` and repeats
-it as a heartbeat every `HEARTBEAT_SECONDS`; a changed `boot_id` tells that the process was restarted and everything
-in flight is gone. A client keeps at most `Hello.credits` requests in flight and sends `Ping` while idle; the engine
-cancels the requests of a client it has not heard of for `CLIENT_SILENCE_SECONDS`.
+`ClientFrame` or `EngineFrame` and carries many messages. The engine answers every `Generate` and `Embed` with exactly
+one outcome (`Finished`, `Embedded` or `Failed`), and a `Generate` with `stream` with `Delta`s before it. It greets a
+client with `Hello` and repeats it as a heartbeat every `HEARTBEAT_SECONDS`; a changed `boot_id` tells that the process
+was restarted, a changed `session` that it had given this client up: either way everything in flight is gone. A client
+keeps at most `Hello.credits` requests in flight and sends `Ping` while idle; the engine cancels the requests of a
+client it has not heard of for `CLIENT_SILENCE_SECONDS`.
+
+Frames can be lost where a connection breaks. To a client that has sent one `Ack`, an empty one will do, outcomes are
+sent again until it acknowledges them, when its connection is back and every `RESEND_SECONDS`; it ignores those that it
+has already. What it has waited for long it asks about with `Confirm`: it may never have arrived. It sends its `Ack`s
+before anything else in a frame, and `Ack` and `Confirm` only to an engine whose `Hello` says `takes_acks`.
 """
 
 from typing import Any
@@ -14,6 +20,8 @@ import msgspec
 
 HEARTBEAT_SECONDS = 1.0
 CLIENT_SILENCE_SECONDS = 15.0
+RESEND_SECONDS = 2.0
+CONFIRM_SECONDS = 5.0
 
 MODEL_LOADING = "loading"
 MODEL_READY = "ready"
@@ -63,7 +71,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     """One prompt, in exactly one of three forms: chat `messages`, a `text`, or `token_ids`.
 
-    id: unique among the client's requests in flight.
+    id: unique among the client's requests in flight; a client that acknowledges never uses one a second time.
     priority: higher runs first; first come, first served within one priority.
     num_answers: how many answers to the same prompt; with a seed, answer i is drawn with seed + i.
     timeout_seconds: since its arrival at the engine; then it fails with code `deadline_exceeded`. None is never.
@@ -99,7 +107,7 @@ class Embed(msgspec.Struct, frozen=True, omit_defaults=True, tag="embed"):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Takes effect at the next step; each id still gets its `Finished` or its `Failed` (code `cancelled`)."""
+    """Takes effect at the next step; each id still gets its one outcome, as a rule a `Failed` of code `cancelled`."""
 
     ids: list[str]
 
@@ -117,7 +125,14 @@ class Unload(msgspec.Struct, frozen=True, tag="unload"):
 
 
 class Ack(msgspec.Struct, frozen=True, tag="ack"):
-    """These outcomes have arrived. To a client that has sent one `Ack`, outcomes are sent again until acknowledged."""
+    """The outcomes of these requests have arrived. None at all says that acknowledgements will come."""
+
+    ids: list[str]
+
+
+class Confirm(msgspec.Struct, frozen=True, tag="confirm"):
+    """Whether these requests, sent at least `CONFIRM_SECONDS` ago, are known; those that are not fail as retryable
+    `interrupted`."""
 
     ids: list[str]
 
@@ -213,8 +228,8 @@ class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """code: one of core.errors (`invalid_request`, `context_length_exceeded`, `model_failure`, `overloaded`,
-    `interrupted` by the engine's own end), `cancelled`, `model_not_loaded`, `model_not_found` or `model_unloaded`.
-    is_retryable: another try later may succeed."""
+    `interrupted` by the engine's own end), `cancelled`, `deadline_exceeded`, `model_not_loaded`, `model_not_found` or
+    `model_unloaded`. is_retryable: another try later may succeed."""
 
     id: str
     code: str
@@ -235,8 +250,35 @@ class ModelStatus(msgspec.Struct, frozen=True):
     error: str = ""
 
 
+class Phase(msgspec.Struct, frozen=True):
+    """Steps of one kind, and the seconds they took together."""
+
+    num_steps: int = 0
+    seconds: float = 0.0
+
+
+class DeviceReading(msgspec.Struct, frozen=True):
+    """What the sensors of a device say; None where it has no such sensor. utilization_fraction: of time, [0, 1]."""
+
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    utilization_fraction: float | None = None
+    power_watts: float | None = None
+    temperature_celsius: float | None = None
+
+
 class EngineStats(msgspec.Struct, frozen=True):
-    """Counters since boot (`num_*_total`) and gauges."""
+    """Counters since loading (`num_*_total`, `*_tokens_total`, phases, `rows_histogram`) and gauges of all models that
+    are loaded.
+
+    num_waiting: requests that have not begun, in line or not looked at yet. kv_used_fraction: of the fullest model.
+    prefill, decode, mixed: steps with prompt tokens alone, with decoding sequences alone, and with both.
+    rows_histogram: steps by the number of sequences in them; entry k counts those with more than 2**(k-1) and at most
+    2**k. completion_tokens_per_second: over the last seconds. prefix_hit_tokens_total: prompt tokens that a known
+    prefix spared, of the prefix_lookup_tokens_total that were looked up. process_memory_bytes: resident, of the engine.
+    step_age_seconds: how long the turn under way has lasted; 0 between two. is_throttled: the device is too hot to
+    begin bulk work.
+    """
 
     num_running: int = 0
     num_waiting: int = 0
@@ -246,18 +288,35 @@ class EngineStats(msgspec.Struct, frozen=True):
     completion_tokens_total: int = 0
     step_seconds_total: float = 0.0
     kv_used_fraction: float = 0.0
+    prefill: Phase = Phase()
+    decode: Phase = Phase()
+    mixed: Phase = Phase()
+    rows_histogram: list[int] = []
+    completion_tokens_per_second: float = 0.0
+    num_preemptions_total: int = 0
+    prefix_hit_tokens_total: int = 0
+    prefix_lookup_tokens_total: int = 0
+    process_memory_bytes: int = 0
+    step_age_seconds: float = 0.0
+    is_throttled: bool = False
+    device: DeviceReading | None = None
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """session: counts the engine's clients; a client that was given up and speaks again has a new one."""
+
     boot_id: str
     device: str
     credits: int
     models: list[ModelStatus]
     stats: EngineStats
+    session: int = 0
+    takes_acks: bool = False
 
 
-ClientMessage = Generate | Embed | Cancel | Load | Unload | Ack | Ping
-EngineMessage = Hello | Delta | Finished | Embedded | Failed
+ClientMessage = Generate | Embed | Cancel | Load | Unload | Ack | Confirm | Ping
+Outcome = Finished | Embedded | Failed
+EngineMessage = Hello | Delta | Outcome
 
 
 class ClientFrame(msgspec.Struct, frozen=True):

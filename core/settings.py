@@ -79,11 +79,26 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             pattern="^(auto|float32|bfloat16|float16)$",
         ),
     ] = "auto"
-    engine_slots: Annotated[Count, Meta(description="Sequences that an engine runs at once, per model.")] = 32
+    engine_slots: Annotated[
+        int,
+        Meta(ge=0, description="Sequences that an engine runs at once, per model; 0 is 64 on a CPU, 256 on a GPU."),
+    ] = 0
     engine_prefill_tokens: Annotated[
-        Count, Meta(description="Prompt tokens that an engine processes per step at most, so that nobody stalls.")
-    ] = 512
+        int,
+        Meta(
+            ge=0,
+            description="Prompt tokens that an engine processes per step at most; 0 is 2048 on a CPU, 8192 on a GPU. "
+            "It takes fewer where somebody would notice.",
+        ),
+    ] = 0
     engine_threads: Annotated[int, Meta(ge=0, description="CPU threads of an engine; 0 leaves it to torch.")] = 0
+    engine_max_step_seconds: Annotated[
+        float,
+        Meta(ge=0, description="A step that takes longer is taken for a stuck device: the engine restarts. 0: never."),
+    ] = 120.0
+    engine_max_temperature_celsius: Annotated[
+        float, Meta(ge=0, description="A GPU hotter than that begins no bulk work until it is 5 degrees below. 0: any.")
+    ] = 88.0
     max_context_tokens: Annotated[
         Count, Meta(description="Upper bound of prompt and answer together; a model's own bound applies too.")
     ] = 8192

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from core.batchfile import BatchRow
+from core.openai.batchfile import BatchRow
 from db.tables import JobRow
 
 _COPY = "COPY requests (job_id, index, custom_id, body) FROM STDIN"

@@ -17,6 +17,11 @@ CODES = (
     ("configuration_error", f"{HTTP}, {COMMAND}", "Settings or installation are wrong; the message says what to do."),
     ("conflict", HTTP, "The state does not allow it, such as cancelling a batch that has ended."),
     ("context_length_exceeded", f"{HTTP}, {ROW}", "The prompt is longer than the model's context."),
+    (
+        "deadline_exceeded",
+        f"{HTTP}, {ROW}",
+        "`timeout_seconds` of the request passed before the engine had answered it.",
+    ),
     ("demo_failed", COMMAND, "Not every row of the demo was answered."),
     ("duplicate_custom_id", REFUSED, "An earlier line has the same `custom_id`."),
     ("empty_file", REFUSED, "The file holds no request."),

@@ -21,13 +21,22 @@ class Intake:
         self._waiting[arrival.key] = arrival
         heapq.heappush(self._heap, (-arrival.request.priority, next(self._counter), arrival))
 
+    @property
+    def best_priority(self) -> int | None:
+        """Of what `pop` would give; None where nothing waits."""
+        self._drop_removed()
+        return -self._heap[0][0] if self._heap else None
+
     def pop(self) -> Arrival:
         """Raises IndexError where nothing waits."""
-        while True:
-            arrival = heapq.heappop(self._heap)[2]
-            if self._waiting.get(arrival.key) is arrival:  # else it was removed meanwhile
-                del self._waiting[arrival.key]
-                return arrival
+        self._drop_removed()
+        arrival = heapq.heappop(self._heap)[2]
+        del self._waiting[arrival.key]
+        return arrival
 
     def remove(self, key: Key) -> bool:
         return self._waiting.pop(key, None) is not None
+
+    def _drop_removed(self) -> None:
+        while self._heap and self._waiting.get(self._heap[0][2].key) is not self._heap[0][2]:
+            heapq.heappop(self._heap)

@@ -1,10 +1,12 @@
 """The engine's end of the wire: one thread that owns the ROUTER socket, and two queues to the service.
 
 It decodes what clients send, stamps the time of arrival, answers each client with `Hello` at its first word, at every
-`Ping` and every second, and reports clients that fell silent. A frame that nobody can read is logged and dropped. There
-is no high-water mark: credits bound what is in flight, and a ROUTER at its mark would drop answers without a word.
+`Ping` and every second, sends outcomes again that nobody acknowledged, and reports clients that fell silent. A frame
+that nobody can read is logged and dropped. There is no high-water mark: credits bound what is in flight, and a ROUTER
+at its mark would drop answers without a word.
 """
 
+import itertools
 import logging
 import math
 import queue
@@ -12,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import zmq
@@ -21,7 +23,11 @@ from core.errors import ConfigurationError
 from core.protocol import (
     CLIENT_SILENCE_SECONDS,
     HEARTBEAT_SECONDS,
+    RESEND_SECONDS,
+    Ack,
+    Cancel,
     ClientMessage,
+    Confirm,
     EngineFrame,
     EngineMessage,
     Hello,
@@ -29,6 +35,7 @@ from core.protocol import (
     decode_client,
     encode,
 )
+from engine.outcomes import Outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +64,28 @@ class LinkBroken:
     error: Exception
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """silence_seconds: after which a client is given up. return_seconds: what an acknowledging client whose connection
+    broke has to come back; clients try every second. resend_seconds: after which an outcome is sent again.
+    num_outcomes: kept for one client at most; one that keeps to its credits never has more than those.
+    """
+
+    silence_seconds: float = CLIENT_SILENCE_SECONDS
+    return_seconds: float = 3.0
+    resend_seconds: float = RESEND_SECONDS
+    num_outcomes: int = 1024
+
+
+@dataclass(slots=True)
+class _Client:
+    """heard_seconds: when it spoke last. missed_seconds: since when it cannot be reached, if so."""
+
+    session: int
+    heard_seconds: float
+    missed_seconds: float = field(default=math.inf)
+
+
 class Link:
     """post: takes what arrives, on the link's thread. hello: makes the greeting, on the link's thread."""
 
@@ -66,13 +95,15 @@ class Link:
         post: Callable[[Received | ClientLost | LinkBroken], None],
         hello: Callable[[], Hello],
         clock: Callable[[], float] = time.monotonic,
-        silence_seconds: float = CLIENT_SILENCE_SECONDS,
+        patience: Patience | None = None,
     ) -> None:
         self._post = post
         self._hello = hello
         self._clock = clock
-        self._silence_seconds = silence_seconds
-        self._heard: dict[bytes, float] = {}
+        self._patience = patience or Patience()
+        self._clients: dict[bytes, _Client] = {}
+        self._sessions = itertools.count(1)
+        self._outcomes = Outcomes(self._patience.num_outcomes, self._patience.resend_seconds)
         self._outbox: queue.SimpleQueue[tuple[bytes, list[EngineMessage]]] = queue.SimpleQueue()
         self._is_closing = False
         self._context = zmq.Context()
@@ -152,42 +183,86 @@ class Link:
     def _take(self, parts: list[bytes]) -> None:
         client, now = parts[0], self._clock()
         messages = _decode(client, parts[1:])
-        is_new = client not in self._heard
-        self._heard[client] = now
+        is_new = client not in self._clients
+        is_back = self._hear(client, now)
+        orders = [order for message in messages if (order := self._order(client, message)) is not None]
         if is_new or any(isinstance(message, Ping) for message in messages):
-            self._transmit(client, [self._hello()])
-        orders: list[ClientMessage] = [message for message in messages if not isinstance(message, Ping)]
+            self._greet(client)
+        if is_back:
+            self._transmit(client, self._outcomes.again(client, now))
         if orders:
             self._post(Received(client, orders, now))
+
+    def _hear(self, client: bytes, now: float) -> bool:
+        """Whether it could not be reached meanwhile."""
+        known = self._clients.get(client)
+        if known is None:
+            known = self._clients[client] = _Client(next(self._sessions), now)
+        is_back = known.missed_seconds < math.inf
+        known.heard_seconds, known.missed_seconds = now, math.inf
+        return is_back
+
+    def _order(self, client: bytes, message: ClientMessage) -> ClientMessage | None:
+        """What the service has to do with it. A request whose outcome is on its way cannot be cancelled or lost."""
+        match message:
+            case Ack():
+                self._outcomes.acknowledge(client, message.ids)
+            case Cancel() | Confirm():
+                ids = [request_id for request_id in message.ids if not self._outcomes.is_kept(client, request_id)]
+                return type(message)(ids) if ids else None
+            case Ping():
+                return None
+            case _:
+                return message
+        return None
 
     def _flush(self) -> None:
         while not self._outbox.empty():
             client, messages = self._outbox.get()
-            if client in self._heard:
-                self._transmit(client, messages)
+            if client in self._clients:
+                self._transmit(client, self._outcomes.keep(client, messages, self._clock()))
 
     def _beat(self) -> None:
-        silent_since = self._clock() - self._silence_seconds
-        for client in [client for client, heard in self._heard.items() if heard < silent_since]:
-            logger.warning(
-                "client %s was silent for %g s; its requests are cancelled", client.hex(), self._silence_seconds
-            )
-            self._lose(client)
-        hello = self._hello()
-        for client in list(self._heard):
-            self._transmit(client, [hello])
+        now = self._clock()
+        for client, known in list(self._clients.items()):
+            if now - known.heard_seconds > self._patience.silence_seconds:
+                silence = self._patience.silence_seconds
+                logger.warning("client %s was silent for %g s; its requests are cancelled", client.hex(), silence)
+                self._lose(client)
+            elif now - known.missed_seconds > self._patience.return_seconds:
+                logger.info("client %s has not come back; its requests are cancelled", client.hex())
+                self._lose(client)
+        for client, late in self._outcomes.overdue(now).items():
+            logger.info("client %s has not acknowledged %d outcomes; they are sent again", client.hex(), len(late))
+            self._transmit(client, late)
+        for client in list(self._clients):
+            self._greet(client)
+
+    def _greet(self, client: bytes) -> None:
+        hello = msgspec.structs.replace(self._hello(), session=self._clients[client].session, takes_acks=True)
+        self._transmit(client, [hello])
 
     def _transmit(self, client: bytes, messages: list[EngineMessage]) -> None:
+        if not messages:
+            return
         try:
             self._socket.send_multipart([client, encode(EngineFrame(messages))])
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
+            self._miss(client)
+
+    def _miss(self, client: bytes) -> None:
+        """Its connection is gone. Outcomes of one that acknowledges are kept for its return."""
+        if not self._outcomes.is_followed(client):
             logger.info("client %s is gone; its requests are cancelled", client.hex())
             self._lose(client)
+        elif (known := self._clients.get(client)) is not None:
+            known.missed_seconds = min(known.missed_seconds, self._clock())
 
     def _lose(self, client: bytes) -> None:
-        if self._heard.pop(client, None) is not None:
+        self._outcomes.drop(client)
+        if self._clients.pop(client, None) is not None:
             self._post(ClientLost(client))
 
 
@@ -198,6 +273,6 @@ def _decode(client: bytes, parts: list[bytes]) -> list[ClientMessage]:
         return []
     try:
         return decode_client(parts[0]).messages
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError, MemoryError) as error:  # whatever bytes can provoke
         logger.warning("client %s: unreadable frame of %d bytes dropped: %s", client.hex(), len(parts[0]), error)
         return []

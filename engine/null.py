@@ -1,12 +1,16 @@
 """A model that computes nothing: for tests and for measuring everything around the engine. No torch.
 
 Its source is `null:` or `null:SECONDS`. Every prompt is answered after that delay with the first 16 hexadecimal digits
-of the SHA-256 of its canonical JSON; usage counts words. `null:SECONDS!WORD` is a model with a fault: a prompt with
-this word takes the whole process down when its turn comes, as a broken kernel would.
+of the SHA-256 of its canonical JSON, every text is embedded as eight numbers of the same digest; usage counts words.
+Two kinds of model have a fault: with `null:SECONDS!WORD` a prompt with this word takes the whole process down when its
+turn comes, as a broken kernel would, and with `null:SECONDS~WORD` the step that it is in never ends.
 """
 
 import hashlib
+import math
 import os
+import struct
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +18,7 @@ from collections.abc import Callable
 import msgspec
 
 from core.errors import ConfigurationError, MillraceError
-from core.protocol import Delta, Finished, Generate, Timing, Usage
+from core.protocol import Delta, Embed, Embedded, Finished, Generate, Timing, Usage
 from engine.runtime import Arrival, Gauges, Key, Reply, check_prompt, failed
 from engine.sampling.limits import check_sampling
 
@@ -26,13 +30,21 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 class NullModel:
     def __init__(
-        self, delay_seconds: float, num_slots: int, clock: Callable[[], float] = time.monotonic, *, poison: str = ""
+        self,
+        delay_seconds: float,
+        num_slots: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        poison: str = "",
+        trap: str = "",
     ) -> None:
+        """poison, trap: words that end the process, and that stop it for ever; empty is none."""
         self.num_slots = num_slots
         self.context_tokens = 0
         self.weight_bytes = 0
         self._delay_seconds = delay_seconds
         self._poison = poison.encode()
+        self._trap = trap.encode()
         self._clock = clock
         self._due: deque[tuple[float, Arrival]] = deque()  # the delay is the same for all, so the first is due first
         self._waiting: dict[Key, Arrival] = {}
@@ -43,23 +55,28 @@ class NullModel:
     @classmethod
     def from_source(cls, source: str, num_slots: int) -> "NullModel":
         """Raises ConfigurationError."""
-        text, _, poison = source.removeprefix(PREFIX).partition("!")
+        text, _, trap = source.removeprefix(PREFIX).partition("~")
+        text, _, poison = text.partition("!")
         try:
             delay = float(text or "0")
         except ValueError:
             delay = -1.0
         if not 0 <= delay < float("inf"):
             raise ConfigurationError(f"a null model's source: expected `null:` or `null:SECONDS`, got {source!r}")
-        return cls(delay, num_slots, poison=poison)
+        return cls(delay, num_slots, poison=poison, trap=trap)
 
     def submit(self, arrival: Arrival) -> None:
-        check_prompt(arrival.request)
-        check_sampling(arrival.request.sampling)
+        if isinstance(arrival.request, Generate):
+            check_prompt(arrival.request)
+            check_sampling(arrival.request.sampling)
         self._waiting[arrival.key] = arrival
         self._due.append((arrival.arrived_seconds + self._delay_seconds, arrival))
 
     def cancel(self, key: Key) -> None:
         self._waiting.pop(key, None)
+
+    def hold_bulk(self, is_held: bool) -> None:
+        """Nothing: it warms nobody."""
 
     def wait_seconds(self) -> float | None:
         return max(0.0, self._due[0][0] - self._clock()) if self._due else None
@@ -90,8 +107,14 @@ class NullModel:
 
     def _answer(self, arrival: Arrival, now: float) -> list[Reply]:
         request, key = arrival.request, arrival.key
-        if self._poison and self._poison in _encode(request.messages or request.text):
+        waited = now - arrival.arrived_seconds
+        if isinstance(request, Embed):
+            return [self._embed(key, request, Timing(0.0, waited, waited))]
+        prompt = _encode(request.messages or request.text)
+        if self._poison and self._poison in prompt:
             os._exit(POISONED_STATUS)
+        if self._trap and self._trap in prompt:
+            threading.Event().wait()
         try:
             text = answer_text(request)
         except MillraceError as error:
@@ -99,14 +122,26 @@ class NullModel:
         usage = Usage(_count_words(request), 1)
         self._prompt_tokens += usage.prompt_tokens
         self._completion_tokens += 1
-        waited = now - arrival.arrived_seconds
         finished = Reply(key, Finished(request.id, text, "stop", usage, Timing(0.0, waited, waited)))
         return [Reply(key, Delta(request.id, text, 1)), finished] if request.stream else [finished]
+
+    def _embed(self, key: Key, request: Embed, timing: Timing) -> Reply:
+        inputs: list[str] | list[list[int]] = request.texts or request.token_ids or []
+        usage = Usage(sum(len(item.split() if isinstance(item, str) else item) for item in inputs), 0)
+        self._prompt_tokens += usage.prompt_tokens
+        return Reply(key, Embedded(request.id, [embedding(item) for item in inputs], usage, timing))
 
 
 def answer_text(request: Generate) -> str:
     prompt = request.messages or request.text or request.token_ids
     return hashlib.sha256(_encode(prompt)).hexdigest()[:16]
+
+
+def embedding(item: str | list[int]) -> bytes:
+    """Of length 1."""
+    numbers = [number - 2.0**31 for number in struct.unpack("<8I", hashlib.sha256(_encode(item)).digest())]
+    length = math.hypot(*numbers)
+    return struct.pack("<8f", *(number / length for number in numbers))
 
 
 def _count_words(request: Generate) -> int:

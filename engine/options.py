@@ -4,14 +4,25 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+SLOTS = {"cpu": 64, "cuda": 256}
+PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}  # enough that products use the device, and that weights are read seldom
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_FORMS = ("auto", "rows", "pages")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """models: name -> directory, Hub name, or `null:SECONDS`. num_threads: 0 leaves it to torch.
 
+    num_slots, prefill_tokens: of `SLOTS` and `PREFILL_TOKENS`, where nothing else was asked for.
+
+    max_step_seconds: a longer step is taken for a stuck device and ends the process; 0 waits for ever.
+    max_temperature_celsius: above it no bulk work begins; 0 is any.
+
     kv_bytes: K/V memory per model; 0 is automatic.
+    native: whether kernels made for the machine may be used: in C on a CPU, Triton's for norms and rotations on a GPU.
+    prefix_reuse: whether a prompt that begins like an earlier one of its scope takes over what is kept of that.
+    kv: where K/V lie; `auto` is pages on a GPU and rows of a grid on a CPU.
     credits: requests that one client may have in flight; 0 is four per slot.
     """
 
@@ -24,8 +35,13 @@ class EngineOptions:
     dtype: str
     num_threads: int
     kv_bytes: int
+    native: bool
+    prefix_reuse: bool
+    kv: str
     credits: int
     preload: tuple[str, ...]
+    max_step_seconds: float
+    max_temperature_celsius: float
     log_level: str
 
 
@@ -34,6 +50,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> EngineOptions:
     parser = _parser()
     given = parser.parse_args(arguments)
     models = dict(given.model)
+    num_slots = given.slots or SLOTS[given.device]
     if len(models) != len(given.model):
         parser.error(f"--model: expected different names, got {', '.join(name for name, _ in given.model)}")
     if unknown := [name for name in given.preload if name not in models]:
@@ -42,14 +59,19 @@ def parse_options(arguments: Sequence[str] | None = None) -> EngineOptions:
         endpoint=given.endpoint,
         device=given.device,
         models=models,
-        num_slots=given.slots,
-        prefill_tokens=given.prefill_tokens,
+        num_slots=num_slots,
+        prefill_tokens=given.prefill_tokens or PREFILL_TOKENS[given.device],
         max_context_tokens=given.max_context_tokens,
         dtype=given.dtype,
         num_threads=given.threads,
         kv_bytes=given.kv_bytes,
-        credits=given.credits or 4 * given.slots,
+        native=not given.no_native,
+        prefix_reuse=not given.no_prefix_reuse,
+        kv=given.kv,
+        credits=given.credits or 4 * num_slots,
         preload=tuple(given.preload),
+        max_step_seconds=given.max_step_seconds,
+        max_temperature_celsius=given.max_temperature_celsius,
         log_level=given.log_level,
     )
 
@@ -59,9 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--endpoint", required=True, help="ZMQ endpoint to bind, such as ipc:///run/engine.sock")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda is the first visible device")
     parser.add_argument("--model", type=_model, action="append", required=True, metavar="NAME=SOURCE")
-    parser.add_argument("--slots", type=_positive, default=32, help="sequences of a model that run at once")
     parser.add_argument(
-        "--prefill-tokens", type=_positive, default=512, help="prompt tokens processed per step at most"
+        "--slots", type=_natural, default=0, help="sequences of a model at once; 0 is 64 on a CPU, 256 on a GPU"
+    )
+    parser.add_argument(
+        "--prefill-tokens",
+        type=_natural,
+        default=0,
+        help="prompt tokens processed per step at most; 0 is 2048 on a CPU, 8192 on a GPU",
     )
     parser.add_argument("--max-context-tokens", type=_positive, default=8192, help="prompt and answer together at most")
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
@@ -69,9 +96,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kv-bytes", type=_natural, default=0, help="K/V memory per model; 0 is a part of what is free"
     )
+    parser.add_argument("--no-native", action="store_true", help="torch alone, without kernels made for this machine")
+    parser.add_argument("--no-prefix-reuse", action="store_true", help="compute every prompt from its first token on")
+    parser.add_argument("--kv", choices=KV_FORMS, default="auto", help="where K/V lie; auto is pages on a GPU alone")
     parser.add_argument("--credits", type=_natural, default=0, help="requests in flight per client; 0 is four per slot")
     parser.add_argument(
         "--preload", action="append", default=[], metavar="NAME", help="load it before the first request"
+    )
+    parser.add_argument(
+        "--max-step-seconds", type=_amount, default=120.0, help="a longer step ends the process; 0 waits for ever"
+    )
+    parser.add_argument(
+        "--max-temperature-celsius", type=_amount, default=88.0, help="above it no bulk work begins; 0 is any"
     )
     parser.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
     return parser
@@ -88,6 +124,13 @@ def _natural(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"expected 0 or more, got {number}")
+    return number
+
+
+def _amount(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
     return number
 
 

@@ -12,7 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from core.errors import MillraceError, ModelFailure
-from core.protocol import MODEL_FAILED, MODEL_LOADING, MODEL_READY, MODEL_UNLOADED, ModelStatus
+from core.protocol import (
+    MODEL_FAILED,
+    MODEL_LOADING,
+    MODEL_READY,
+    MODEL_UNLOADED,
+    ONLINE_PRIORITY,
+    ModelStatus,
+)
 from engine.intake import Intake
 from engine.runtime import Runtime
 
@@ -50,14 +57,15 @@ class HostedModel:
         failure.is_retryable = True  # what is missing may come: files, a hub, memory
         return failure
 
-    def can_admit(self) -> bool:
-        return self.runtime is not None and len(self.intake) > 0
+    def can_admit(self, is_bulk_held: bool = False) -> bool:
+        priority = self.intake.best_priority
+        return self.runtime is not None and priority is not None and (priority >= ONLINE_PRIORITY or not is_bulk_held)
 
-    def wait_seconds(self) -> float | None:
+    def wait_seconds(self, is_bulk_held: bool = False) -> float | None:
         """How long until there is something to do for it; None is not before the next message."""
         if self.runtime is None:
             return None
-        return 0.0 if self.intake else self.runtime.wait_seconds()
+        return 0.0 if self.can_admit(is_bulk_held) else self.runtime.wait_seconds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +84,13 @@ class Registry:
         self._load = load
         self._post = post
         self._clock = clock
-        self._orders: queue.SimpleQueue[HostedModel] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name="loading", daemon=True).start()
+        self._orders: queue.SimpleQueue[HostedModel | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="loading", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Nothing is loaded any more; does not wait for what is loading now."""
+        self._orders.put(None)
 
     def statuses(self) -> list[ModelStatus]:
         return [model.status() for model in self.models.values()]
@@ -116,8 +129,7 @@ class Registry:
             logger.info("%s is unloaded; its next request loads it again", model.name)
 
     def _work(self) -> None:
-        while True:
-            model = self._orders.get()
+        while (model := self._orders.get()) is not None:
             self._post(Loaded(model.name, self._try_to_load(model)))
 
     def _try_to_load(self, model: HostedModel) -> Runtime | MillraceError:

@@ -1,14 +1,16 @@
-"""What the service asks of a model, whatever stands behind it: the generator, or the null model of tests. No torch.
+"""What the service asks of a model, whatever stands behind it: the generator, an embedding model, or the null model of
+tests. No torch.
 
 A runtime lives on the service's thread. It is handed arrivals, steps while it has work, and returns replies; the
 service alone talks to clients.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from core.errors import InvalidRequest, MillraceError
-from core.protocol import Delta, Failed, Finished, Generate
+from core.protocol import Delta, Embed, Failed, Generate, Outcome
+from engine.generation.meter import StepTotals
 
 Key = tuple[bytes, str]  # a client's identity and the id of its request
 
@@ -18,23 +20,35 @@ class Arrival:
     """A request and the time at which the engine received it, in seconds of its monotonic clock."""
 
     client: bytes
-    request: Generate
+    request: Generate | Embed
     arrived_seconds: float
 
     @property
     def key(self) -> Key:
         return (self.client, self.request.id)
 
+    @property
+    def deadline_seconds(self) -> float | None:
+        """On the clock of `arrived_seconds`."""
+        timeout = self.request.timeout_seconds
+        return None if timeout is None else self.arrived_seconds + timeout
+
+    def generation(self) -> Generate:
+        """Raises InvalidRequest where it is no prompt for a language model."""
+        if isinstance(self.request, Generate):
+            return self.request
+        raise InvalidRequest(f"{self.request.model} answers prompts, it does not embed texts; ask an embedding model")
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     key: Key
-    message: Delta | Finished | Failed
+    message: Delta | Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """One model's share of `EngineStats`."""
+    """One model's share of `EngineStats`. steps: by kind and size, where the model has such."""
 
     num_running: int = 0
     num_waiting: int = 0
@@ -43,6 +57,10 @@ class Gauges:
     completion_tokens_total: int = 0
     step_seconds_total: float = 0.0
     kv_used_fraction: float = 0.0
+    num_preemptions_total: int = 0
+    prefix_hit_tokens_total: int = 0
+    prefix_lookup_tokens_total: int = 0
+    steps: StepTotals = field(default_factory=StepTotals)
 
 
 class Runtime(Protocol):
@@ -61,8 +79,11 @@ class Runtime(Protocol):
     def cancel(self, key: Key) -> None:
         """Forget a request; there is no reply to it. Unknown keys are none of its concern."""
 
+    def hold_bulk(self, is_held: bool) -> None:
+        """While held, no request below ONLINE_PRIORITY begins; those that have begun go on."""
+
     def wait_seconds(self) -> float | None:
-        """How long until `step` has something to do: 0 is now, None is not before the next arrival."""
+        """How long until `step` has something to do: 0 is now, None is not before the next call of another method."""
 
     def step(self) -> list[Reply]: ...
 

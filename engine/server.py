@@ -1,7 +1,8 @@
 """`python -m engine.server`: one engine process. The only place that builds the engine's parts and the only one that
 imports torch late: the socket answers `Hello` within a fraction of a second, while the models are still `loading`.
 
-SIGTERM ends it: what is in flight fails as retryable `interrupted`, and the exit status is 0.
+SIGTERM ends it: what is in flight fails as retryable `interrupted`, and the exit status is 0. A process that is stuck
+ends itself with SIGALRM (`engine.watchdog`).
 """
 
 import logging
@@ -16,14 +17,21 @@ from collections.abc import Sequence
 from core.errors import MillraceError
 from core.lifeline import follow_parent
 from core.protocol import EngineStats, Hello
-from engine.link import Link
+from engine.link import Link, Patience
 from engine.null import PREFIX, NullModel
 from engine.options import EngineOptions, parse_options
 from engine.registry import Loader, Registry
 from engine.runtime import Runtime
 from engine.service import Event, Service, Stop
+from engine.telemetry.instruments import Instruments
+from engine.telemetry.sensor import DeviceMonitor
+from engine.telemetry.statistics import greeting
+from engine.telemetry.throttle import Throttle
+from engine.watchdog import Watchdog
 
 logger = logging.getLogger("engine")
+
+_OUTCOMES_PER_CREDIT = 2  # those of a client that keeps to its credits, and as many refusals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,23 +55,46 @@ def _serve(options: EngineOptions, inbox: "queue.SimpleQueue[Event]") -> None:
     for name in options.preload:
         registry.start_loading(registry.models[name])
     hello = Hello(uuid.uuid4().hex, options.device, options.credits, registry.statuses(), EngineStats())
-    link = Link(options.endpoint, inbox.put, lambda: service.hello)
-    service = Service(registry, inbox, link.send, hello)
+    instruments = _instruments(options)
+    patience = Patience(num_outcomes=_OUTCOMES_PER_CREDIT * options.credits)
+    link = Link(options.endpoint, inbox.put, lambda: greeting(service.hello, instruments), patience=patience)
+    service = Service(registry, inbox, link.send, hello, instruments)
+    instruments.watchdog.start()
     link.start()
     logger.info("engine %s listens on %s, device %s", hello.boot_id, options.endpoint, options.device)
     try:
         service.run()
     finally:
+        instruments.watchdog.rest()
         link.close()
+
+
+def _instruments(options: EngineOptions) -> Instruments:
+    monitor = _monitor() if options.device == "cuda" else None
+    if monitor is not None:
+        monitor.start()
+    throttle = Throttle(options.max_temperature_celsius)
+    return Instruments(watchdog=Watchdog(options.max_step_seconds), throttle=throttle, monitor=monitor)
+
+
+def _monitor() -> DeviceMonitor | None:
+    try:
+        from engine.telemetry.nvml import NvmlSensor, visible_device
+    except ImportError:
+        logger.warning("nvidia-ml-py is not installed: no readings of the device, and no throttle")
+        return None
+    return DeviceMonitor(NvmlSensor(visible_device()))
 
 
 def _loader(options: EngineOptions) -> Loader:
     def load(name: str, source: str) -> Runtime:
         if source.startswith(PREFIX):
             return NullModel.from_source(source, options.num_slots)
-        from engine.models.loading import LoadOptions, load_generator  # torch; seconds
+        from engine.embedding.loading import holds_embedder, load_embedder  # torch; seconds
+        from engine.models.loading import LoadOptions, load_generator
 
-        return load_generator(
+        load_model = load_embedder if holds_embedder(source) else load_generator
+        return load_model(
             name,
             source,
             LoadOptions(
@@ -73,6 +104,9 @@ def _loader(options: EngineOptions) -> Loader:
                 prefill_tokens=options.prefill_tokens,
                 max_context_tokens=options.max_context_tokens,
                 kv_bytes=options.kv_bytes,
+                native=options.native,
+                prefix_reuse=options.prefix_reuse,
+                kv=options.kv,
                 num_models=len(options.models),
                 num_threads=options.num_threads,
             ),

@@ -1,12 +1,13 @@
 """The engine's main loop: takes messages, hands requests to models, lets models step in turn, sends what comes of it.
 
-Everything here runs on one thread. Between two steps at most `_INTAKE_SECONDS` go into looking at new requests, so that
-tokenization of a thousand prompts never stalls those who decode.
+Everything here runs on one thread. Between two steps at most `_INTAKE_SECONDS` go into looking at new requests, the
+most urgent first, so that tokenization of a thousand prompts stalls neither those who decode nor those who wait.
+Deadlines and cancels take effect between two steps, wherever the request is.
 """
 
 import logging
+import math
 import queue
-import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from core.errors import Interrupted, InvalidRequest, MillraceError, ModelFailure
 from core.protocol import (
     Cancel,
     ClientMessage,
+    Confirm,
     Delta,
+    Embed,
     EngineMessage,
     EngineStats,
     Generate,
@@ -25,13 +28,19 @@ from core.protocol import (
     Load,
     Unload,
 )
+from engine.deadlines import Deadlines
 from engine.link import ClientLost, LinkBroken, Received
 from engine.registry import HostedModel, Loaded, Registry
 from engine.runtime import Arrival, Key, Reply, failed
+from engine.telemetry.instruments import Instruments
+from engine.telemetry.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
 _INTAKE_SECONDS = 0.005
+_PUBLISH_SECONDS = 0.05  # while steps follow each other; on a GPU they are shorter than that by far
+_LONGEST_WAIT_SECONDS = 3600.0  # deadlines may be further away than the system can count
+_LOOK_SECONDS = 1.0  # while figures fade or bulk work is held though nothing else happens
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +60,20 @@ class Service:
         inbox: "queue.SimpleQueue[Event]",
         send: Callable[[bytes, list[EngineMessage]], None],
         hello: Hello,
-        clock: Callable[[], float] = time.monotonic,
+        instruments: Instruments | None = None,
     ) -> None:
         self.hello = hello
+        self._instruments = instruments or Instruments()
+        self._clock = self._instruments.clock
         self._registry = registry
         self._inbox = inbox
         self._send = send
-        self._clock = clock
         self._turns = deque(registry.models.values())
         self._live: dict[Key, HostedModel] = {}
         self._num_live: Counter[bytes] = Counter()
+        self._deadlines = Deadlines()
+        self._statistics = Statistics()
+        self._published_seconds = -math.inf
         self._outgoing: defaultdict[bytes, list[EngineMessage]] = defaultdict(list)
         self._is_stopping = False
 
@@ -74,6 +87,8 @@ class Service:
     def turn(self) -> None:
         """Waits only where there is nothing to do."""
         self._take()
+        self._expire()
+        self._mind_heat()
         self._admit()
         self._step()
         self._publish()
@@ -82,16 +97,35 @@ class Service:
     def _take(self) -> None:
         """Handle all that has arrived; wait for it only while no model has anything to do."""
         try:
-            wait = self._wait_seconds()
-            self._handle(self._inbox.get(block=wait != 0.0, timeout=wait))
+            self._handle(self._next_event())
             while not self._is_stopping:
                 self._handle(self._inbox.get_nowait())
         except queue.Empty:
             return
 
+    def _next_event(self) -> Event:
+        """Raises queue.Empty. The watchdog's time begins when the wait is over."""
+        watchdog, wait = self._instruments.watchdog, self._wait_seconds()
+        if wait != 0.0:
+            watchdog.rest()
+        try:
+            return self._inbox.get(block=wait != 0.0, timeout=wait)
+        finally:
+            watchdog.begin()
+
     def _wait_seconds(self) -> float | None:
-        waits = [wait for model in self._turns if (wait := model.wait_seconds()) is not None]
-        return min(waits, default=None)
+        """0 is that there is something to do now, None that there is nothing before the next event."""
+        waits = [model.wait_seconds(self._is_bulk_held) for model in self._turns]
+        if 0.0 in waits:
+            return 0.0
+        waits.append(self._deadlines.wait_seconds(self._clock()))
+        if self._is_bulk_held or self.hello.stats.completion_tokens_per_second:
+            waits.append(_LOOK_SECONDS)
+        return min((min(wait, _LONGEST_WAIT_SECONDS) for wait in waits if wait is not None), default=None)
+
+    @property
+    def _is_bulk_held(self) -> bool:
+        return self._instruments.throttle.is_throttled
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -102,20 +136,27 @@ class Service:
                 for key in [key for key in self._live if key[0] == event.client]:
                     self._withdraw(key)
             case Loaded():
-                model = self._registry.settle(event)
-                if model.error is not None:
-                    self._end_all(self._keys_of(model), model.failure())
+                self._settle(event)
             case LinkBroken():
                 raise event.error
             case Stop():
                 self._is_stopping = True
 
+    def _settle(self, loaded: Loaded) -> None:
+        model = self._registry.settle(loaded)
+        if model.error is not None:
+            self._end_all(self._keys_of(model), model.failure())
+        elif model.runtime is not None:
+            model.runtime.hold_bulk(self._is_bulk_held)
+
     def _obey(self, event: Received, message: ClientMessage) -> None:
         match message:
-            case Generate():
+            case Generate() | Embed():
                 self._accept(Arrival(event.client, message, event.arrived_seconds))
             case Cancel():
-                self._cancel([(event.client, request_id) for request_id in message.ids])
+                self._cancel([(event.client, request_id) for request_id in dict.fromkeys(message.ids)])
+            case Confirm():
+                self._confirm([(event.client, request_id) for request_id in dict.fromkeys(message.ids)])
             case Load():
                 if (model := self._known(message.model)) is not None:
                     self._registry.start_loading(model)
@@ -132,6 +173,11 @@ class Service:
         for key in unknown:
             self._say(failed(key, _cancelled()))
 
+    def _confirm(self, keys: list[Key]) -> None:
+        for key in keys:
+            if key not in self._live:
+                self._say(failed(key, Interrupted("the request never arrived; send it again")))
+
     def _known(self, name: str) -> HostedModel | None:
         if name not in self._registry.models:
             logger.warning("expected one of the models %s, got %r; ignored", ", ".join(self._registry.models), name)
@@ -145,6 +191,8 @@ class Service:
             return
         self._live[arrival.key] = model
         self._num_live[arrival.client] += 1
+        if arrival.deadline_seconds is not None:
+            self._deadlines.add(arrival.key, arrival.deadline_seconds)
         model.intake.push(arrival)
         self._registry.start_loading(model)
 
@@ -157,16 +205,34 @@ class Service:
             raise NotFound(f"model: expected one of {known}, got {request.model!r}", code="model_not_found")
         if arrival.key in self._live:
             raise InvalidRequest(f"id: expected one that is not in flight, got {request.id!r} again", param="id")
+        if request.timeout_seconds is not None and not request.timeout_seconds > 0:
+            raise InvalidRequest(
+                f"timeout_seconds: expected more than 0, got {request.timeout_seconds}", param="timeout_seconds"
+            )
         if self._num_live[arrival.client] >= self.hello.credits:
             raise Overloaded(f"expected at most {self.hello.credits} requests in flight; wait until one has ended")
         if self._registry.is_failing(model):
             raise model.failure()
         return model
 
+    def _expire(self) -> None:
+        if keys := self._deadlines.take_due(self._clock()):
+            self._end_all(keys, _too_late())
+
+    def _mind_heat(self) -> None:
+        """A device that is too hot begins no bulk work until it has cooled down."""
+        if not self._instruments.heat_changed():
+            return
+        effect = "begins no bulk work until it has cooled down" if self._is_bulk_held else "begins bulk work again"
+        logger.warning("the device reads %s and %s", self._instruments.reading, effect)
+        for model in self._turns:
+            if model.runtime is not None:
+                model.runtime.hold_bulk(self._is_bulk_held)
+
     def _admit(self) -> None:
         for model in self._turns:
             deadline = self._clock() + _INTAKE_SECONDS
-            while model.can_admit():
+            while model.can_admit(self._is_bulk_held):
                 self._submit(model, model.intake.pop())
                 if self._clock() >= deadline:
                     break
@@ -193,7 +259,10 @@ class Service:
                 return
 
     def _conclude(self, reply: Reply) -> None:
-        """Say what a runtime said; unless it is a delta, the runtime has forgotten the request, and so do we."""
+        """Say what a runtime said; unless it is a delta, the runtime has forgotten the request, and so do we. Nobody
+        hears of a request that has ended already."""
+        if reply.key not in self._live:
+            return
         self._say(reply)
         if not isinstance(reply.message, Delta):
             self._forget(reply.key)
@@ -212,6 +281,7 @@ class Service:
 
     def _forget(self, key: Key) -> None:
         del self._live[key]
+        self._deadlines.remove(key)
         client = key[0]
         self._num_live[client] -= 1
         if not self._num_live[client]:
@@ -229,21 +299,26 @@ class Service:
         self._outgoing.clear()
 
     def _publish(self) -> None:
-        self.hello = msgspec.structs.replace(self.hello, models=self._registry.statuses(), stats=self._stats())
+        """Whoever is told of an outcome in this turn and asks when the loop is at rest sees it in the figures."""
+        now = self._clock()
+        if now - self._published_seconds >= _PUBLISH_SECONDS or self._wait_seconds() != 0.0:
+            self._published_seconds = now
+            self.hello = msgspec.structs.replace(self.hello, models=self._registry.statuses(), stats=self._stats(now))
 
-    def _stats(self) -> EngineStats:
+    def _stats(self, now: float) -> EngineStats:
         runtimes = [model.runtime for model in self._turns if model.runtime is not None]
-        gauges = [runtime.gauges() for runtime in runtimes]
-        return EngineStats(
-            num_running=sum(gauge.num_running for gauge in gauges),
-            num_waiting=sum(gauge.num_waiting for gauge in gauges) + sum(len(model.intake) for model in self._turns),
-            num_slots=sum(runtime.num_slots for runtime in runtimes),
-            num_steps_total=sum(gauge.num_steps_total for gauge in gauges),
-            prompt_tokens_total=sum(gauge.prompt_tokens_total for gauge in gauges),
-            completion_tokens_total=sum(gauge.completion_tokens_total for gauge in gauges),
-            step_seconds_total=sum(gauge.step_seconds_total for gauge in gauges),
-            kv_used_fraction=max((gauge.kv_used_fraction for gauge in gauges), default=0.0),
+        return self._statistics.collect(
+            [runtime.gauges() for runtime in runtimes],
+            sum(runtime.num_slots for runtime in runtimes),
+            sum(len(model.intake) for model in self._turns),
+            now,
         )
+
+
+def _too_late() -> Interrupted:
+    error = Interrupted("timeout_seconds passed before the request had ended", code="deadline_exceeded")
+    error.is_retryable = False
+    return error
 
 
 def _cancelled() -> Interrupted:

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from celery import shared_task
 from sqlalchemy.orm import Session
 
-from core.batchfile import BatchFileError, BatchReader, LineError, split_lines
 from core.errors import MillraceError, NotFound
 from core.job import JobState
+from core.openai.batchfile import BatchFileError, BatchReader, LineError, split_lines
 from db import intake, jobs, models
 from db.tables import JobRow
 from tasks import dispatcher

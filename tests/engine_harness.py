@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from core.prompts import PromptCodec
-from core.protocol import Delta, Failed, Finished, Generate, Sampling
+from core.protocol import Delta, Failed, Finished, Generate, Outcome, Sampling
 from engine.generation.generator import Generator
 from engine.models.loading import LoadOptions, build_generator
 from engine.runtime import Arrival
@@ -22,7 +22,7 @@ class Harness:
     def __init__(self, model: Any, codec: PromptCodec | None = None, **options: Any) -> None:
         self.codec = codec or PromptCodec(number_tokenizer(), None)
         self.generator: Generator = build_generator("tiny", model, self.codec, LoadOptions("cpu", **options))
-        self.outcomes: dict[str, Finished | Failed] = {}
+        self.outcomes: dict[str, Outcome] = {}
         self.deltas: dict[str, list[Delta]] = {}
 
     def submit(

@@ -32,10 +32,12 @@ ROOT = Path(__file__).parents[1]
 class EngineClient:
     """A DEALER with an identity of its own. Every wait has a deadline and raises AssertionError at it."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, identity: bytes = b"") -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        if identity:
+            self._socket.setsockopt(zmq.IDENTITY, identity)
         self._socket.connect(endpoint)
         self.received: list[EngineMessage] = []
 
@@ -103,8 +105,8 @@ def engine_process(endpoint: str, *arguments: str) -> Iterator[subprocess.Popen[
 
 
 @contextmanager
-def engine_client(endpoint: str) -> Iterator[EngineClient]:
-    client = EngineClient(endpoint)
+def engine_client(endpoint: str, identity: bytes = b"") -> Iterator[EngineClient]:
+    client = EngineClient(endpoint, identity)
     try:
         yield client
     finally:

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from redis import Redis
 
-from core.completion import CHAT_ENDPOINT
 from core.job import ServiceClass
+from core.openai.completion import CHAT_ENDPOINT
 from core.redis_url import client_url
 from core.settings import Settings
 from db import chunks, files, jobs, models

@@ -78,6 +78,10 @@ def _engine_arguments(settings: Settings, device: Device, endpoint: str) -> list
         str(settings.max_context_tokens),
         "--threads",
         str(settings.engine_threads),
+        "--max-step-seconds",
+        str(settings.engine_max_step_seconds),
+        "--max-temperature-celsius",
+        str(settings.engine_max_temperature_celsius),
     ]
 
 

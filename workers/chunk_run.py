@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from core.completion import parse_body
 from core.errors import InvalidRequest, LeaseLost, Unavailable
 from core.job import ServiceClass
+from core.openai.completion import parse_body
 from core.protocol import (
     BULK_PRIORITY,
     MODEL_FAILED,

@@ -1,8 +1,9 @@
 """The client side of `core.protocol`: many threads submit requests, one I/O thread owns the socket.
 
 The client keeps at most as many requests in flight as the engine grants. Every submitted request gets exactly one
-`Finished` or `Failed` in its sink, unless it was cancelled first: when the engine goes away or comes back with another
-boot id, what was in flight fails as `engine_lost`, which is retryable.
+outcome in its sink, unless it was cancelled first: outcomes are acknowledged, and ignored when they come again; the
+engine is asked about those that are long in coming; when it goes away, comes back with another boot id or had given
+this client up, what was in flight fails as `engine_lost`, which is retryable.
 """
 
 import logging
@@ -20,19 +21,22 @@ import zmq
 
 from core.protocol import (
     CLIENT_SILENCE_SECONDS,
+    CONFIRM_SECONDS,
     HEARTBEAT_SECONDS,
     MODEL_LOADING,
+    Ack,
     Cancel,
     ClientFrame,
     ClientMessage,
+    Confirm,
     Delta,
-    Embedded,
+    Embed,
     EngineMessage,
     Failed,
-    Finished,
     Generate,
     Hello,
     Load,
+    Outcome,
     Ping,
     decode_engine,
     encode,
@@ -44,7 +48,8 @@ SILENCE_SECONDS = 10 * HEARTBEAT_SECONDS
 PAUSE_SECONDS = 0.8 * CLIENT_SILENCE_SECONDS  # the engine cancels what a client silent for all of it has in flight
 ENGINE_LOST = "engine_lost"
 
-Answer = Delta | Finished | Embedded | Failed
+Answer = Delta | Outcome
+Request = Generate | Embed
 Sink = Callable[[Answer], None]
 
 
@@ -55,11 +60,13 @@ class EngineClient:
         self._endpoint = endpoint
         self._identity = f"{name}-{uuid4().hex[:12]}".encode()
         self._clock = clock
-        self._commands: SimpleQueue[Sequence[Generate | Load | str] | None] = SimpleQueue()
+        self._commands: SimpleQueue[Sequence[Request | Load | str] | None] = SimpleQueue()
         self._sinks: dict[str, Sink] = {}
-        self._waiting: deque[Generate] = deque()
-        self._in_flight: set[str] = set()
+        self._waiting: deque[Request] = deque()
+        self._in_flight: dict[str, float] = {}  # by id, when it was sent, or confirmed last
         self._cancelling: list[str] = []
+        self._acks: list[str] = []
+        self._must_introduce = False  # say that acknowledgements will come
         self._loading: set[Load] = set()
         self._hello: Hello | None = None
         self._heard_at = 0.0
@@ -91,8 +98,9 @@ class EngineClient:
     def _is_ready(self) -> bool:
         return self._hello is not None and any(model.state != MODEL_LOADING for model in self._hello.models)
 
-    def submit(self, requests: Sequence[Generate], sink: Sink) -> None:
-        """`sink` is called with every answer, on the I/O thread or at once: it must only hand it on."""
+    def submit(self, requests: Sequence[Request], sink: Sink) -> None:
+        """`sink` is called with every answer, on the I/O thread or at once: it must only hand it on. No id is ever used
+        twice."""
         sound = [request for request in requests if _is_encodable(request, sink)]
         for request in sound:
             self._sinks[request.id] = sink
@@ -108,7 +116,7 @@ class EngineClient:
         """Asks the engine to try again with a model that could not be loaded; it decides when."""
         self._command([Load(model)])
 
-    def _command(self, command: Sequence[Generate | Load | str] | None) -> None:
+    def _command(self, command: Sequence[Request | Load | str] | None) -> None:
         self._commands.put(command)
         os.write(self._wake_writer, b"x")
 
@@ -117,7 +125,7 @@ class EngineClient:
             self._serve()
         except Exception:
             logger.critical("the link to the engine broke; this worker ends and is started again", exc_info=True)
-            self._in_flight.update(self._sinks)
+            self._in_flight.update(dict.fromkeys(self._sinks, 0.0))
             self._lose("cannot be reached any more")
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -143,7 +151,7 @@ class EngineClient:
         self._poller = zmq.Poller()
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._wake_reader, zmq.POLLIN)
-        self._ping_at = 0.0
+        self._ping_at = self._ask_at = 0.0
         self._sent_at = self._clock()
 
     def _step(self, socket: "zmq.Socket[bytes]") -> bool:
@@ -170,8 +178,8 @@ class EngineClient:
                 self._take_command(item)
         return True
 
-    def _take_command(self, item: Generate | Load | str) -> None:
-        if isinstance(item, Generate):
+    def _take_command(self, item: Request | Load | str) -> None:
+        if isinstance(item, Generate | Embed):
             self._waiting.append(item)
         elif isinstance(item, Load):
             self._loading.add(item)
@@ -197,14 +205,21 @@ class EngineClient:
             return
         sink = self._sinks.get(message.id)
         if not isinstance(message, Delta):
-            self._in_flight.discard(message.id)
+            self._in_flight.pop(message.id, None)
             self._sinks.pop(message.id, None)
+            self._acks.append(message.id)
         if sink is not None:
             sink(message)
 
     def _greet(self, hello: Hello) -> None:
-        if self._hello is not None and self._hello.boot_id != hello.boot_id:
+        known = self._hello
+        if known is not None and known.boot_id != hello.boot_id:
             self._lose("was restarted")
+        elif known is not None and known.session != hello.session:
+            self._cancelling.extend(self._in_flight)  # those that were sent since
+            self._lose("had given this process up")
+        if known is None or (known.boot_id, known.session) != (hello.boot_id, hello.session):
+            self._must_introduce = True
         with self._changed:
             self._hello = hello
             self._changed.notify_all()
@@ -227,23 +242,42 @@ class EngineClient:
         logger.warning("engine at %s %s; %d requests run again", self._endpoint, what_happened, len(lost))
 
     def _send(self, socket: "zmq.Socket[bytes]") -> None:
-        messages = self._due_requests()
+        messages: list[ClientMessage] = [*self._due_acks(), *self._due_requests()]
         if self._cancelling:
             messages.append(Cancel(self._cancelling))
-        messages += self._loading
-        if not messages and self._clock() >= self._ping_at:
+        messages += [*self._loading, *self._due_questions()]
+        if all(isinstance(message, Ack) for message in messages):
+            if self._clock() < self._ping_at:
+                return
             messages.append(Ping())
-        if not messages:
-            return
         try:
             socket.send(encode(ClientFrame(messages)), zmq.NOBLOCK)
         except zmq.Again:  # not connected: requests stay waiting
             self._put_back(messages)
             return
-        self._cancelling = []
+        self._acks, self._cancelling, self._must_introduce = [], [], False
         self._loading.clear()
         self._sent_at = self._clock()
         self._ping_at = self._clock() + HEARTBEAT_SECONDS
+
+    def _due_acks(self) -> list[Ack]:
+        """First in their frame, so that a request that follows finds its credit free. An engine of an earlier release
+        could not read them."""
+        if self._hello is None or not self._hello.takes_acks:
+            self._acks.clear()
+        elif self._acks or self._must_introduce:
+            return [Ack(self._acks)]
+        return []
+
+    def _due_questions(self) -> list[Confirm]:
+        """Once a second at most."""
+        now = self._clock()
+        if self._hello is None or not self._hello.takes_acks or now < self._ask_at:
+            return []
+        self._ask_at = now + HEARTBEAT_SECONDS
+        late = [request_id for request_id, at in self._in_flight.items() if now - at >= CONFIRM_SECONDS]
+        self._in_flight.update(dict.fromkeys(late, now))
+        return [Confirm(late)] if late else []
 
     def _due_requests(self) -> list[ClientMessage]:
         due: list[ClientMessage] = []
@@ -251,18 +285,18 @@ class EngineClient:
         while self._waiting and len(self._in_flight) < granted:
             request = self._waiting.popleft()
             if request.id in self._sinks:  # else cancelled while it waited
-                self._in_flight.add(request.id)
+                self._in_flight[request.id] = self._clock()
                 due.append(request)
         return due
 
     def _put_back(self, messages: Sequence[ClientMessage]) -> None:
-        requests = [message for message in messages if isinstance(message, Generate)]
+        requests = [message for message in messages if isinstance(message, Generate | Embed)]
         for request in requests:
-            self._in_flight.discard(request.id)
+            self._in_flight.pop(request.id, None)
         self._waiting.extendleft(reversed(requests))
 
 
-def _is_encodable(request: Generate, sink: Sink) -> bool:
+def _is_encodable(request: Request, sink: Sink) -> bool:
     """JSON knows values that MessagePack does not, such as integers beyond 64 bits; they must not reach the socket."""
     try:
         encode(ClientFrame([request]))

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from core.completion_answer import error_body, response_body
 from core.errors import InvalidRequest
+from core.openai.answer import error_body, response_body
 from core.protocol import Failed, Finished
 from db.chunks import Lease, Outcome
 
@@ -15,6 +15,7 @@ _STATUS_OF_CODE = {
     "unsupported_parameter": 400,
     "model_not_found": 404,
     "model_not_loaded": 503,
+    "deadline_exceeded": 504,
 }
 SERVER_ERROR = 500
 

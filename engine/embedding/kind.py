@@ -15,4 +15,4 @@ def is_embedder(directory: Path) -> bool:
     except (OSError, ValueError):  # whoever loads it says what is wrong with it
         return False
     names = config.get("architectures") if isinstance(config, dict) else None
-    return bool(names) and not any(name.endswith(_GENERATES) for name in names)
+    return isinstance(names, list) and names != [] and not any(str(name).endswith(_GENERATES) for name in names)

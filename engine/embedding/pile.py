@@ -5,18 +5,22 @@ priority anchors a batch, and its nearest neighbours in length fill it up: nobod
 """
 
 import bisect
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from engine.runtime import Key
+
+Waiter = tuple[Key, int]  # a request, and the place of the input in it
 
 
 @dataclass(slots=True, eq=False)
 class Input:
-    """token_ids: special tokens included. waiters: who wants its embedding, such as (request, place in it)."""
+    """token_ids: special tokens included. waiters: who wants its embedding."""
 
     token_ids: tuple[int, ...]
     priority: int
     order: int
-    waiters: set[Hashable] = field(default_factory=set)
+    waiters: set[Waiter] = field(default_factory=set)
 
     @property
     def num_tokens(self) -> int:
@@ -34,7 +38,12 @@ class Pile:
     def __len__(self) -> int:
         return len(self._inputs)
 
-    def add(self, waiter: Hashable, token_ids: tuple[int, ...], priority: int) -> None:
+    @property
+    def best_priority(self) -> int | None:
+        """Of the next batch; None where nothing waits."""
+        return max(self._classes, default=None)
+
+    def add(self, waiter: Waiter, token_ids: tuple[int, ...], priority: int) -> None:
         known = self._inputs.get(token_ids)
         if known is not None and known.priority >= priority:
             known.waiters.add(waiter)
@@ -46,7 +55,7 @@ class Pile:
             waiting.waiters |= known.waiters
         self._keep(waiting)
 
-    def remove(self, waiter: Hashable, token_ids: tuple[int, ...]) -> None:
+    def remove(self, waiter: Waiter, token_ids: tuple[int, ...]) -> None:
         known = self._inputs.get(token_ids)
         if known is not None:
             known.waiters.discard(waiter)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import ContextLengthExceeded, InvalidRequest, MillraceError, ModelFailure
-from core.protocol import Embed, Embedded, Timing, Usage
+from core.protocol import ONLINE_PRIORITY, Embed, Embedded, Timing, Usage
 from engine.embedding.pile import Input, Pile
 from engine.runtime import Arrival, Gauges, Key, Reply, failed
 
@@ -71,6 +71,7 @@ class EmbeddingRuntime:
         self._pile = Pile()
         self._requests: dict[Key, _Request] = {}
         self._max_tokens = limits.max_tokens
+        self._is_bulk_held = False
         self._num_steps = 0
         self._prompt_tokens = 0
         self._step_seconds = 0.0
@@ -103,8 +104,15 @@ class EmbeddingRuntime:
             for place, token_ids in enumerate(request.inputs):
                 self._pile.remove((key, place), token_ids)
 
+    def hold_bulk(self, is_held: bool) -> None:
+        """Requests whose inputs are not all computed pause as well."""
+        self._is_bulk_held = is_held
+
     def wait_seconds(self) -> float | None:
-        return 0.0 if len(self._pile) else None
+        priority = self._pile.best_priority
+        if priority is None or (self._is_bulk_held and priority < ONLINE_PRIORITY):
+            return None
+        return 0.0
 
     def step(self) -> list[Reply]:
         started = self._clock()

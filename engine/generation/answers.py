@@ -8,11 +8,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from core.prompts import PromptCodec
-from core.protocol import Choice, Delta, Finished, Generate, Timing, Usage
+from core.protocol import Finished, Generate, Sampling, Timing, Usage
+from engine.generation.choice import AnswerChoice
 from engine.generation.sequence import Sequence
-from engine.generation.text import AnswerText
 from engine.runtime import Arrival, Key, Reply, check_prompt
-from engine.sampling.limits import answer_limit, check_sampling, check_token_ids
+from engine.sampling.controls import Controls, make_controls
+from engine.sampling.grammar import Grammars, Vocabulary
+from engine.sampling.limits import (
+    answer_limit,
+    check_named_tokens,
+    check_num_answers,
+    check_sampling,
+    check_token_ids,
+)
+from engine.sampling.logprobs import Logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +36,12 @@ class ModelFacts:
 
 
 @dataclass(slots=True, eq=False)
-class _Choice:
-    sequence: Sequence
-    text: AnswerText
-    num_told_tokens: int = 0
-    finish_reason: str | None = None
-
-
-@dataclass(slots=True, eq=False)
 class _Answer:
     """prefill_seconds, first_token_seconds: clock readings, 0 until then."""
 
     request: Generate
     arrived_seconds: float
-    choices: list[_Choice] = field(default_factory=list)
+    choices: list[AnswerChoice] = field(default_factory=list)
     prefill_seconds: float = 0.0
     first_token_seconds: float = 0.0
 
@@ -56,6 +57,12 @@ class Answers:
         self._codec = codec
         self._facts = facts
         self._clock = clock
+        self._end_ids = frozenset(token_id for token_id in facts.end_ids if 0 <= token_id < facts.vocabulary_size)
+        self._grammars = Grammars(
+            Vocabulary(
+                facts.vocabulary_size, codec.token_bytes, codec.encode_fragment, codec.special_ids, self._end_ids
+            )
+        )
         self._open: dict[Key, _Answer] = {}
         self._order = 0
         self.num_prompt_tokens_total = 0
@@ -66,28 +73,33 @@ class Answers:
 
     def open(self, arrival: Arrival) -> list[Sequence]:
         """The sequences of a new request. Raises a MillraceError where it is refused; nothing is left of it then."""
-        request = arrival.request
+        request = arrival.generation()
         check_sampling(request.sampling)
+        check_named_tokens(request.sampling, self._facts.vocabulary_size)
+        check_num_answers(request.num_answers)
         token_ids = self._encode(request)
         check_token_ids(token_ids, self._facts.vocabulary_size)
         limit = answer_limit(len(token_ids), request.sampling.max_tokens, self._facts.context_tokens)
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
-        answer = _Answer(request, arrival.arrived_seconds)
-        for index in range(request.num_answers):
-            self._order += 1
-            sequence = Sequence(
+        sequences = [
+            Sequence(
                 arrival.key,
                 list(token_ids),
                 request.sampling,
                 request.priority,
-                self._order,
+                self._order + index,
                 seed + index,
                 max_answer_tokens=limit,
                 index=index,
+                scope=request.prefix_scope,
+                controls=self._controls(request.sampling, len(token_ids)),
             )
-            answer.choices.append(_Choice(sequence, AnswerText(self._codec.stream(), request.sampling.stop)))
-        self._open[arrival.key] = answer
-        return [choice.sequence for choice in answer.choices]
+            for index in range(request.num_answers)
+        ]
+        self._order += len(sequences)
+        choices = [self._choice(sequence, is_streamed=request.stream) for sequence in sequences]
+        self._open[arrival.key] = _Answer(request, arrival.arrived_seconds, choices)
+        return sequences
 
     def close(self, key: Key) -> list[Sequence]:
         """Forget a request; its sequences that had not finished."""
@@ -102,25 +114,14 @@ class Answers:
                 answer.prefill_seconds = now
                 self.num_prompt_tokens_total += sequence.num_prompt_tokens
 
-    def take(self, sequence: Sequence, token_id: int) -> list[Reply]:
+    def take(self, sequence: Sequence, token_id: int, logprobs: Logprobs | None = None) -> list[Reply]:
         """A new token. `is_finished` tells whether the sequence goes on."""
         answer = self._open[sequence.key]
-        choice = answer.choices[sequence.index]
-        sequence.token_ids.append(token_id)
         self.num_completion_tokens_total += 1
         if answer.first_token_seconds == 0.0:
             answer.first_token_seconds = self._clock()
-        reads_every_token = answer.request.stream or bool(sequence.sampling.stop)
-        delta = choice.text.push([token_id]) if reads_every_token else ""
-        choice.finish_reason = self._finish_reason(choice, token_id)
-        if choice.finish_reason is None:
-            return self._delta(answer, choice, delta)
-        if not reads_every_token:
-            choice.text.push(sequence.answer_ids)
-        delta += choice.text.finish()
-        if choice.text.is_stopped:  # its last characters completed a stop string
-            choice.finish_reason = "stop"
-        replies = self._delta(answer, choice, delta)
+        delta = answer.choices[sequence.index].take(token_id, logprobs)
+        replies = [] if delta is None else [Reply(sequence.key, delta)]
         return [*replies, self._finish(answer)] if answer.is_finished else replies
 
     def is_finished(self, sequence: Sequence) -> bool:
@@ -135,28 +136,22 @@ class Answers:
             return self._codec.encode_text(request.text)
         return list(request.token_ids or ())
 
-    def _finish_reason(self, choice: _Choice, token_id: int) -> str | None:
-        sequence = choice.sequence
-        is_end = token_id in self._facts.end_ids and not sequence.sampling.ignore_eos
-        if is_end or choice.text.is_stopped:
-            return "stop"
-        return "length" if sequence.num_answer_tokens >= sequence.max_answer_tokens else None
+    def _controls(self, sampling: Sampling, num_prompt_tokens: int) -> Controls | None:
+        constraint = None if sampling.json_schema is None else self._grammars.constraint(sampling.json_schema)
+        return make_controls(sampling, self._end_ids, num_prompt_tokens, constraint)
 
-    def _delta(self, answer: _Answer, choice: _Choice, text: str) -> list[Reply]:
-        if not answer.request.stream or not text:
-            return []
-        sequence = choice.sequence
-        num_new = sequence.num_answer_tokens - choice.num_told_tokens
-        choice.num_told_tokens = sequence.num_answer_tokens
-        return [Reply(sequence.key, Delta(sequence.key[1], text, num_new, sequence.index))]
+    def _choice(self, sequence: Sequence, *, is_streamed: bool) -> AnswerChoice:
+        return AnswerChoice(sequence, self._codec, self._facts.end_ids, is_streamed=is_streamed)
 
     def _finish(self, answer: _Answer) -> Reply:
         key = answer.choices[0].sequence.key
         del self._open[key]
-        first, *more = [Choice(choice.text.text, choice.finish_reason or "stop") for choice in answer.choices]
+        first, *more = [choice.outcome for choice in answer.choices]
+        prompt = answer.choices[0].sequence
         usage = Usage(
-            answer.choices[0].sequence.num_prompt_tokens,
+            prompt.num_prompt_tokens,
             sum(choice.sequence.num_answer_tokens for choice in answer.choices),
+            prompt.num_reused_tokens,
         )
         finished = Finished(key[1], first.text, first.finish_reason, usage, self._timing(answer), first.logprobs, more)
         return Reply(key, finished)

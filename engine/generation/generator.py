@@ -1,26 +1,27 @@
 """The runtime of a language model: `step` is the whole of continuous batching.
 
 It takes requests in as sequences, has the scheduler choose, the runner compute, and turns new tokens into deltas and
-answers. A request that breaks a step is found by running the step's sequences one by one, and fails alone.
+answers. Where the runner can be ahead, a step is launched before the tokens of the one before are read, and `PENDING`
+stands for them meanwhile. An answer that ends by an end token or a stop string is then found out one step late; the
+token that was computed for it is dropped, and its K/V lie where nobody reads.
 """
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from core.errors import MillraceError, ModelFailure, Overloaded
+from core.errors import MillraceError, Overloaded
 from engine.generation.answers import Answers, ModelFacts
-from engine.generation.runner import Runner, Sampled
-from engine.generation.scheduler import Piece, Scheduler, Step
+from engine.generation.execution import Sampled, StepRunner
+from engine.generation.flights import FailedLate, Flights
+from engine.generation.meter import StepMeter
+from engine.generation.scheduler import Scheduler, Step
 from engine.generation.sequence import Sequence
-from engine.kv.slots import SlotPool
+from engine.kv.pool import KvPool
 from engine.runtime import Arrival, Gauges, Key, Reply, failed
 
 logger = logging.getLogger(__name__)
-
-
-class DeviceLost(MillraceError):
-    """The device answers nothing any more; only a new process helps."""
 
 
 class Generator:
@@ -28,11 +29,11 @@ class Generator:
 
     def __init__(
         self,
-        runner: Runner,
+        runner: StepRunner,
         answers: Answers,
         facts: ModelFacts,
         scheduler: Scheduler,
-        pool: SlotPool,
+        pool: KvPool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
@@ -41,8 +42,11 @@ class Generator:
         self._scheduler = scheduler
         self._pool = pool
         self._clock = clock
+        self._meter = StepMeter()
+        self._flights = Flights(runner)
         self._num_steps = 0
         self._step_seconds = 0.0
+        self._read_seconds = 0.0  # when the last flight had been read
 
     @property
     def context_tokens(self) -> int:
@@ -62,18 +66,22 @@ class Generator:
 
     def cancel(self, key: Key) -> None:
         for sequence in self._answers.close(key):
-            self._scheduler.remove(sequence)
+            self._end(sequence)
+
+    def hold_bulk(self, is_held: bool) -> None:
+        self._scheduler.is_bulk_held = is_held
 
     def wait_seconds(self) -> float | None:
-        return 0.0 if len(self._answers) else None
+        return 0.0 if len(self._answers) and (self._scheduler.has_work or len(self._flights)) else None
 
     def step(self) -> list[Reply]:
         started = self._clock()
-        step = self._scheduler.schedule()
-        self._answers.prefill_begins(piece.sequence for piece in step.pieces)
-        replies = self._advance(step, self._execute(step)) if self._prepare(step) else self._fail_running()
-        self._num_steps += 1
-        self._step_seconds += self._clock() - started
+        step, replies = self._schedule()
+        replies += self._launch(step, started)
+        while self._flights.must_read:
+            replies += self._read()
+        self._flights.expect()
+        self._count(started)
         return replies
 
     def gauges(self) -> Gauges:
@@ -85,72 +93,101 @@ class Generator:
             prompt_tokens_total=self._answers.num_prompt_tokens_total,
             completion_tokens_total=self._answers.num_completion_tokens_total,
             step_seconds_total=self._step_seconds,
-            kv_used_fraction=cells / self._pool.budget_tokens,
+            kv_used_fraction=min(1.0, cells / self._pool.budget_tokens),
+            num_preemptions_total=self._scheduler.num_preemptions_total,
+            prefix_hit_tokens_total=self._pool.num_prefix_hit_tokens_total,
+            prefix_lookup_tokens_total=self._pool.num_prefix_lookup_tokens_total,
+            steps=self._meter.totals(),
         )
 
     def close(self) -> None:
+        self._flights.clear()
         self._runner.close()
 
-    def _prepare(self, step: Step) -> bool:
+    def _schedule(self) -> tuple[Step, list[Reply]]:
+        """A sequence that gave way has lost its place, where the device keeps its pending token: read that first."""
+        num_preemptions = self._scheduler.num_preemptions_total
+        step = self._scheduler.schedule()
+        self._answers.prefill_begins(piece.sequence for piece in step.pieces)
+        if self._scheduler.num_preemptions_total == num_preemptions:
+            return step, []
+        replies = self._read_all()
+        return replace(step, pieces=[piece for piece in step.pieces if piece.sequence.slot is not None]), replies
+
+    def _launch(self, step: Step, started: float) -> list[Reply]:
         try:
-            self._runner.prepare(step, self._pool)
+            self._runner.prepare(step)
         except RuntimeError:  # what torch raises when memory is short
-            logger.exception("the KV grid cannot take its new shape; all running requests fail and may come again")
-            return False
-        return True
+            logger.exception("K/V cannot take their new shape; all running requests fail and may come again")
+            return [*self._read_all(), *self._fail_running()]
+        if not step.pieces:  # all there is to do is to wait for tokens
+            return self._read_all()
+        self._flights.launch(step, started)
+        return []
+
+    def _read_all(self) -> list[Reply]:
+        replies: list[Reply] = []
+        while len(self._flights):
+            replies += self._read()
+        return replies
+
+    def _read(self) -> list[Reply]:
+        """What came of the oldest step under way."""
+        try:
+            flight, sampled = self._flights.read()
+        except FailedLate:
+            self._start_over()
+            return []
+        replies = [reply for one in sampled for reply in self._settle(one)]
+        now = self._clock()
+        self._observe(flight.step, now - max(flight.started_seconds, self._read_seconds))
+        self._read_seconds = now
+        return replies
+
+    def _observe(self, step: Step, seconds: float) -> None:
+        self._scheduler.observe(step, seconds)
+        num_prefill = len(step.pieces) - step.num_decode
+        self._meter.observe(step.num_decode, step.num_prefill_tokens, seconds, num_prefill)
+
+    def _settle(self, sampled: Sampled) -> list[Reply]:
+        if self._answers.is_finished(sampled.sequence):  # another of its request's sequences has just failed
+            return []
+        if sampled.failure is not None:
+            return self._fail(sampled.sequence, sampled.failure)
+        replies = self._answers.take(sampled.sequence, sampled.token_id, sampled.logprobs)
+        if self._answers.is_finished(sampled.sequence):
+            self._end(sampled.sequence)
+        return replies
+
+    def _fail(self, sequence: Sequence, error: MillraceError) -> list[Reply]:
+        is_alive = self._runner.is_device_alive()
+        for one in self._answers.close(sequence.key):
+            one.is_spoiled = True  # another answer to the same prompt may have failed with it
+            if one.slot is not None and is_alive:
+                self._runner.wipe(one)
+            self._end(one)
+        return [failed(sequence.key, error)]
 
     def _fail_running(self) -> list[Reply]:
-        self._runner.drop_grid()
         keys = list(dict.fromkeys(sequence.key for sequence in self._scheduler.running))
         for key in keys:
             self.cancel(key)
+        self._pool.forget()
+        self._runner.drop_kv()
         error = Overloaded("the engine ran out of memory for K/V; try again, with fewer slots or a shorter context")
         return [failed(key, error) for key in keys]
 
-    def _execute(self, step: Step) -> list[Sampled]:
-        try:
-            return self._runner.run(step.pieces)
-        except Exception as error:  # whatever a model raises must not end the loop for all
-            logger.warning("a step failed; its %d sequences run one by one", len(step.pieces), exc_info=error)
-            return self._isolate(step.pieces)
-
-    def _isolate(self, pieces: list[Piece]) -> list[Sampled]:
-        results = [result for piece in pieces for result in self._run_alone(piece)]
-        if all(isinstance(outcome, ModelFailure) for _, outcome in results) and not self._runner.is_device_alive():
-            raise DeviceLost(
-                f"the device that runs {self._facts.name} answers nothing any more; the engine must restart"
-            )
-        return results
-
-    def _run_alone(self, piece: Piece) -> list[Sampled]:
-        try:
-            return self._runner.run([piece])
-        except Exception as error:  # noqa: BLE001  # reported to the one client that it concerns
-            logger.warning("request %s fails: %r", piece.sequence.key[1], error)
-            return [
-                (piece.sequence, ModelFailure(f"the model failed on this request: {type(error).__name__}: {error}"))
-            ]
-
-    def _advance(self, step: Step, sampled: list[Sampled]) -> list[Reply]:
-        for piece in step.pieces:
-            piece.sequence.num_cached_tokens += piece.num_tokens
-        replies: list[Reply] = []
-        for sequence, outcome in sampled:
-            if self._answers.is_finished(sequence):  # another of its request's sequences failed in this step
-                continue
-            replies += (
-                self._fail(sequence, outcome) if isinstance(outcome, ModelFailure) else self._take(sequence, outcome)
-            )
-        return replies
-
-    def _take(self, sequence: Sequence, token_id: int) -> list[Reply]:
-        replies = self._answers.take(sequence, token_id)
-        if self._answers.is_finished(sequence):
+    def _start_over(self) -> None:
+        """Nobody knows which K/V are right: prefill all again."""
+        for sequence in self._scheduler.running:
             self._scheduler.remove(sequence)
-        return replies
+            self._scheduler.add(sequence)
+        self._pool.forget()
 
-    def _fail(self, sequence: Sequence, error: ModelFailure) -> list[Reply]:
-        if sequence.slot is not None and self._runner.is_device_alive():
-            self._runner.wipe(sequence.slot)
-        self.cancel(sequence.key)
-        return [failed(sequence.key, error)]
+    def _end(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence)
+        self._flights.end(sequence)
+
+    def _count(self, started: float) -> None:
+        self._num_steps += 1
+        self._step_seconds += self._clock() - started

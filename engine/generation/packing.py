@@ -1,6 +1,7 @@
 """Lays the pieces of a step side by side in one row of tokens, without padding, and knows which may see which.
 
-Pieces of one token (sequences that decode) form a block that attends in one go over the first rows of the grid. Longer
+For the native kernels the row is cut into tiles of a few tokens, of whatever length their sequences are. For torch,
+pieces of one token (sequences that decode) form a block that attends in one go over the first rows of the grid; longer
 pieces (prompts), and single tokens of sequences much longer than the rest, attend each for itself.
 """
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from engine.generation.scheduler import Piece
 from engine.generation.sequence import Sequence
 from engine.kv.grid import KvGrid
+from engine.native.kernels import TILE_TOKENS
 
 _LONG_ROW_FACTOR = 4  # beside rows of this many times fewer columns, a long row is cheaper on its own
 
@@ -48,7 +50,10 @@ class Block:
 
 @dataclass(slots=True)
 class Packed:
-    """One forward pass. input_ids, position_ids: (1, tokens). cells: (tokens,). logits_at: (samples,). All int64."""
+    """One forward pass. input_ids, position_ids: (1, tokens). cells: (tokens,). logits_at: (samples,). All int64.
+
+    num_in_block: so many of the spans, the first, are single tokens that make up the block.
+    """
 
     grid: KvGrid
     input_ids: Tensor
@@ -56,16 +61,32 @@ class Packed:
     cells: Tensor
     logits_at: Tensor
     samples: list[Sequence]
-    block: Block | None
     spans: list[Span]
+    num_in_block: int
+    _block: Block | None = None
+    _tiles: Tensor | None = None
     _masks: dict[tuple[Span | None, int | None], Tensor] = field(default_factory=dict)
+
+    @property
+    def block(self) -> Block | None:
+        if self._block is None and self.num_in_block:
+            self._block = _block(self.spans[: self.num_in_block], self.cells.device)
+        return self._block
+
+    @property
+    def tiles(self) -> Tensor:
+        """As the attention kernel takes them."""
+        if self._tiles is None:
+            self._tiles = _tiles(self.spans)
+        return self._tiles
 
     def block_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """(num_rows, 1, 1, num_columns), additive. Made once per step, not once per layer."""
         if (None, window) not in self._masks:
-            assert self.block is not None
-            columns = torch.arange(self.block.num_columns, device=self.cells.device)
-            allowed = _allowed(self.block.visible[:, None], columns[None, :], window)
+            block = self.block
+            assert block is not None
+            columns = torch.arange(block.num_columns, device=self.cells.device)
+            allowed = _allowed(block.visible[:, None], columns[None, :], window)
             self._masks[None, window] = _additive(allowed, dtype)[:, None, None, :]
         return self._masks[None, window]
 
@@ -109,8 +130,8 @@ def pack(pieces: list[Piece], grid: KvGrid, device: torch.device) -> Packed:
         cells=table[2],
         logits_at=torch.tensor(last, dtype=torch.int64, device=device),
         samples=[piece.sequence for piece in ordered if piece.is_last],
-        block=_block(spans[: len(singles)], device),
-        spans=spans[len(singles) :],
+        spans=spans,
+        num_in_block=len(singles),
     )
 
 
@@ -130,9 +151,18 @@ def _place(piece: Piece) -> tuple[int, int]:
     return slot, piece.sequence.num_cached_tokens
 
 
-def _block(singles: list[Span], device: torch.device) -> Block | None:
-    if not singles:
-        return None
+def _tiles(spans: list[Span]) -> Tensor:
+    """The most work first, so that no thread is left with a long tile while the others have nothing."""
+    tiles = [
+        (begin, min(TILE_TOKENS, span.end - begin), span.slot, span.start + begin - span.begin)
+        for span in spans
+        for begin in range(span.begin, span.end, TILE_TOKENS)
+    ]
+    tiles.sort(key=lambda tile: -tile[1] * (tile[3] + tile[1]))
+    return torch.tensor(tiles, dtype=torch.int64)
+
+
+def _block(singles: list[Span], device: torch.device) -> Block:
     slots = [span.slot for span in singles]
     num_rows = slots[-1] + 1
     visible = [0] * num_rows  # a row between them that does not decode sees one column: no softmax over nothing

@@ -1,44 +1,62 @@
 """Runs a step's pieces through the model in one forward pass and samples. The only caller of the model."""
 
 import inspect
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from core.errors import ModelFailure
+from engine.generation.execution import Sampled
 from engine.generation.packing import Packed, pack
 from engine.generation.scheduler import Piece, Step
 from engine.generation.sequence import Sequence
 from engine.kv.grid import KvGrid
-from engine.kv.slots import SlotPool
+from engine.kv.store import BlockStore
 from engine.sampling.sampler import sample
 
-Sampled = tuple[Sequence, int | ModelFailure]
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A launch that is over when it returns."""
+
+    sampled: list[Sampled]
+
+    def result(self) -> list[Sampled]:
+        return self.sampled
 
 
 class Runner:
+    num_ahead = 0
+
     def __init__(self, model: nn.Module, grid: KvGrid, device: torch.device) -> None:
         self._model = model
         self._grid = grid
+        self._store = BlockStore(grid)
         self.device = device
         self._selects_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
-    def prepare(self, step: Step, pool: SlotPool) -> None:
-        """Shape the grid and close its gaps. Once per step: to repeat it would copy the wrong rows."""
-        self._grid.resize(pool.grid_shape(step.num_rows, step.longest_tokens, self._grid.shape))
-        for move in step.moves:
+    def prepare(self, step: Step) -> None:
+        """Bring K/V where the step expects them. Once per step: to repeat it would copy the wrong rows."""
+        orders = step.orders
+        assert orders is not None, "rows move"
+        self._store.move(orders.block_moves)
+        self._store.resize(orders.num_blocks)
+        self._store.save(orders.saves)
+        for move in orders.moves:
             self._grid.move(move)
+        self._grid.resize(orders.shape)
+        self._store.load(orders.loads)
+
+    def launch(self, pieces: list[Piece]) -> Computed:
+        return Computed(self.run(pieces))
 
     @torch.inference_mode()
     def run(self, pieces: list[Piece]) -> list[Sampled]:
         """A token, or why there is none, for every piece that is its sequence's last. May be repeated."""
         packed = pack(pieces, self._grid, self.device)
         logits = self.forward(packed)
-        if not packed.samples:
-            return []
-        tokens = sample(logits, packed.samples)
-        return [(sequence, _checked(token)) for sequence, token in zip(packed.samples, tokens, strict=True)]
+        return sample(logits, packed.samples)
 
     def forward(self, packed: Packed) -> Tensor:
         """Logits of the packed positions that ask for them: (samples, vocabulary)."""
@@ -50,12 +68,14 @@ class Runner:
         return logits if keep else logits[packed.logits_at]
 
     @torch.inference_mode()
-    def wipe(self, slot: int) -> None:
-        self._grid.wipe(slot)
+    def wipe(self, sequence: Sequence) -> None:
+        if sequence.slot is not None:
+            self._grid.wipe(sequence.slot)
 
-    def drop_grid(self) -> None:
+    def drop_kv(self) -> None:
         """After a failed `prepare`, which may have left layers of different shapes."""
         self._grid.drop()
+        self._store.drop()
 
     def is_device_alive(self) -> bool:
         """False after an error that poisons the whole CUDA context, from which only a new process recovers."""
@@ -65,12 +85,6 @@ class Runner:
             return False
 
     def close(self) -> None:
-        del self._model, self._grid
+        del self._model, self._grid, self._store
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _checked(token: int | None) -> int | ModelFailure:
-    if token is not None:
-        return token
-    return ModelFailure("the model computed NaN or infinity for this request; another precision (dtype) may help")

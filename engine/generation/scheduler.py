@@ -1,9 +1,15 @@
 """Decides before every step which sequences run and how many tokens of each. Knows no torch.
 
-Every running sequence that has its prompt behind it decodes one token per step. Prompts are processed in pieces, at
-most `prefill_tokens` a step in all, so that nobody who decodes stalls. Higher priority goes first, then first come,
-first served; nobody overtakes the head of the queue. Where slots or KV memory run out, the youngest sequence of the
-lowest priority gives way: it keeps its tokens, loses its K/V, and is prefilled again later.
+Every running sequence that has its prompt behind it decodes one token per step. Prompts are processed in pieces, of as
+many tokens a step in all as `PrefillBudget` says, so that nobody who decodes stalls. Higher priority goes first, then
+first come, first served; nobody overtakes the head of the queue, but while a sequence waits for a prefix that a running
+one computes, others may pass it.
+
+Where slots or K/V memory run out, the youngest sequence of the lowest priority gives way: it keeps its tokens, leaves
+its K/V as a known prefix, and resumes later. That is also the reserve of those who wait for their answer: an online
+request takes the place of the youngest bulk sequence in the very step that it arrives in. A slot kept free for it would
+cost bulk work that slot's share of every step, all night; a sequence that gives way costs a copy of its K/V, or at
+worst their second computation, and only when somebody does come.
 """
 
 import bisect
@@ -11,8 +17,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
+from core.protocol import ONLINE_PRIORITY
+from engine.generation.prefill_budget import PrefillBudget
 from engine.generation.sequence import Sequence
-from engine.kv.slots import Move, SlotPool
+from engine.kv.pool import KvPool, RowOrders
 
 _rank = attrgetter("rank")
 
@@ -34,26 +42,36 @@ class Piece:
 class Step:
     """What the runner does next.
 
-    moves: to be made before anything else. pieces: decoding sequences first, by slot, then pieces of prompts.
-    num_rows, longest_tokens: what the KV grid must hold, for the sequences that pause in this step too.
+    pieces: `num_decode` decoding sequences first, by slot, then pieces of prompts, of `num_prefill_tokens` in all.
+    orders: to be carried out before them; None where K/V never move.
     """
 
-    moves: list[Move]
     pieces: list[Piece]
-    num_rows: int
-    longest_tokens: int
+    num_decode: int
+    num_prefill_tokens: int
+    orders: RowOrders | None = None
 
 
 class Scheduler:
-    def __init__(self, pool: SlotPool, prefill_tokens: int) -> None:
+    """prefill_tokens: prompt tokens per step at most. is_bulk_held: while it is, no bulk sequence begins; one that gave
+    way waits as well."""
+
+    def __init__(self, pool: KvPool, prefill_tokens: int) -> None:
         self._pool = pool
-        self._prefill_tokens = prefill_tokens
+        self._budget = PrefillBudget(prefill_tokens)
         self._waiting: list[Sequence] = []  # sorted by rank
         self._running: list[Sequence] = []
+        self.num_preemptions_total = 0
+        self.is_bulk_held = False
 
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._running) or (bool(self._waiting) and not self._is_held(self._waiting[0]))
 
     @property
     def num_running(self) -> int:
@@ -70,74 +88,84 @@ class Scheduler:
         """A sequence that finished, failed or was cancelled."""
         if sequence.slot is None:
             self._waiting.remove(sequence)
+            return
+        self._running.remove(sequence)
+        if sequence.is_spoiled:
+            self._pool.discard(sequence)
         else:
-            self._running.remove(sequence)
-            self._release(sequence)
+            self._pool.release(sequence)
+
+    def observe(self, step: Step, seconds: float) -> None:
+        """How long a step took, from which the size of later ones follows."""
+        self._budget.observe(step.num_decode, step.num_prefill_tokens, seconds)
 
     def schedule(self) -> Step:
         self._shrink()
-        self._admit()
-        moves = self._close_gaps()
-        pieces = [*self._decode_pieces(), *self._prefill_pieces()]
-        return Step(moves, pieces, len(self._running), max((len(s.token_ids) for s in self._running), default=0))
+        self._pool.extend(self._running)
+        room = self._prefill_room()
+        self._admit(room)
+        orders = self._pool.take_orders()
+        decode, prefill = self._decode_pieces(), list(self._prefill_pieces(room))
+        return Step([*decode, *prefill], len(decode), sum(piece.num_tokens for piece in prefill), orders)
 
     def _shrink(self) -> None:
-        """Running sequences grow by a token per step; make room before the grid would burst."""
-        while not self._fits(self._running):
+        """Running sequences grow by a token per step; make room before their K/V would burst it."""
+        while not self._pool.can_hold(self._running):
             self._preempt(max(self._running, key=_rank))
 
-    def _admit(self) -> None:
-        while self._waiting and self._has_prefill_room(self._waiting[0]) and self._make_room(self._waiting[0]):
-            sequence = self._waiting.pop(0)
-            sequence.slot = self._pool.allocate()
-            self._running.append(sequence)
+    def _prefill_room(self) -> int:
+        decoding = [sequence for sequence in self._running if sequence.is_decoding]
+        is_online = any(sequence.priority >= ONLINE_PRIORITY for sequence in decoding)
+        return self._budget.num_tokens(len(decoding), is_online=is_online)
 
-    def _has_prefill_room(self, head: Sequence) -> bool:
+    def _admit(self, room: int) -> None:
+        num_passed = 0
+        while num_passed < min(len(self._waiting), self._pool.num_slots):
+            sequence = self._waiting[num_passed]
+            if self._is_held(sequence) or not (
+                self._has_prefill_room(sequence, room) and self._can_make_room(sequence)
+            ):
+                return
+            if self._pool.is_prefix_coming(sequence):
+                num_passed += 1
+            else:
+                self._start(sequence)
+
+    def _is_held(self, sequence: Sequence) -> bool:
+        return self.is_bulk_held and sequence.priority < ONLINE_PRIORITY
+
+    def _start(self, sequence: Sequence) -> None:
+        while not self._pool.can_hold(self._running, sequence):
+            self._preempt(max(self._running, key=_rank))
+        self._waiting.remove(sequence)
+        self._pool.admit(sequence)
+        if not sequence.was_admitted:
+            sequence.was_admitted = True
+            sequence.num_reused_tokens = sequence.num_cached_tokens
+        self._running.append(sequence)
+
+    def _has_prefill_room(self, head: Sequence, room: int) -> bool:
         """A slot taken by a sequence that could not start in this step would be wasted."""
         ahead = sum(s.num_uncached_tokens for s in self._running if not s.is_decoding and s.priority >= head.priority)
-        return ahead < self._prefill_tokens
+        return ahead < room
 
-    def _make_room(self, head: Sequence) -> bool:
-        """Preempts sequences of lower priority, as few as will do, and only if that helps."""
-        if not self._fits([s for s in self._running if s.priority >= head.priority], head):
-            return False
-        while not self._fits(self._running, head):
-            self._preempt(max(self._running, key=_rank))
-        return True
-
-    def _fits(self, sequences: list[Sequence], *more: Sequence) -> bool:
-        longest = max((len(s.token_ids) for s in (*sequences, *more)), default=0)
-        return self._pool.can_hold(len(sequences) + len(more), longest)
+    def _can_make_room(self, head: Sequence) -> bool:
+        """Whether it fits as it is, or once sequences of lower priority have given way."""
+        if self._pool.can_hold(self._running, head):
+            return True
+        return self._pool.can_hold([s for s in self._running if s.priority >= head.priority], head)
 
     def _preempt(self, sequence: Sequence) -> None:
+        self.num_preemptions_total += 1
         self.remove(sequence)
         self.add(sequence)
 
-    def _release(self, sequence: Sequence) -> None:
-        assert sequence.slot is not None
-        self._pool.release(sequence.slot)
-        sequence.slot = None
-        sequence.num_cached_tokens = 0
-
-    def _close_gaps(self) -> list[Move]:
-        moves = []
-        by_slot = {sequence.slot: sequence for sequence in self._running}
-        while (gap := self._pool.next_move()) is not None:
-            source, target = gap
-            sequence = by_slot[source]
-            self._pool.release(source)
-            sequence.slot = self._pool.allocate()
-            assert sequence.slot == target
-            if sequence.num_cached_tokens:
-                moves.append(Move(source, target, sequence.num_cached_tokens))
-        return moves
-
-    def _decode_pieces(self) -> Iterable[Piece]:
-        decoding = [sequence for sequence in self._running if sequence.is_decoding]
+    def _decode_pieces(self) -> list[Piece]:
+        """One token of each. Whoever has its last token, and only waits for it to be read, is done."""
+        decoding = [s for s in self._running if s.is_decoding and s.num_answer_tokens < s.max_answer_tokens]
         return [Piece(sequence, 1) for sequence in sorted(decoding, key=attrgetter("slot"))]
 
-    def _prefill_pieces(self) -> Iterable[Piece]:
-        room = self._prefill_tokens
+    def _prefill_pieces(self, room: int) -> Iterable[Piece]:
         for sequence in sorted((s for s in self._running if not s.is_decoding), key=_rank):
             if room == 0:
                 return

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from core.protocol import Sampling
 from engine.runtime import Key
+from engine.sampling.controls import Controls
+
+PENDING = -1  # stands for a token that has been computed and not yet read
 
 
 @dataclass(slots=True, eq=False)
@@ -12,7 +15,11 @@ class Sequence:
 
     order: counts arrivals; it decides within one priority. seed: always set; drawn where the request named none.
     max_answer_tokens: `sampling.max_tokens` or what the context leaves, whichever is less.
-    index: which of the answers to its request it is.
+    index: which of the answers to its request it is. scope: K/V are shared only within it.
+    pages: where its K/V lie, in order, where they lie in pages. was_admitted: whether it has ever run.
+    num_reused_tokens: prompt tokens that a known prefix spared when it was first admitted. is_spoiled: set before it is
+    removed where its K/V may hold a NaN, so that nobody takes them over. controls: what is done to its logits before a
+    token is chosen; None is nothing.
     """
 
     key: Key
@@ -26,6 +33,12 @@ class Sequence:
     num_cached_tokens: int = 0
     slot: int | None = None
     index: int = 0
+    scope: str = ""
+    pages: list[int] = field(default_factory=list)
+    was_admitted: bool = False
+    num_reused_tokens: int = 0
+    is_spoiled: bool = False
+    controls: Controls | None = None
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
@@ -46,6 +59,22 @@ class Sequence:
     @property
     def num_uncached_tokens(self) -> int:
         return len(self.token_ids) - self.num_cached_tokens
+
+    @property
+    def is_pending(self) -> bool:
+        """Its newest token is still on the device."""
+        return self.token_ids[-1] == PENDING
+
+    @property
+    def needs_host_tokens(self) -> bool:
+        """Whether its next token depends on which its last one was, beyond the model's input."""
+        wanted = self.sampling
+        return (
+            wanted.json_schema is not None
+            or wanted.repetition_penalty != 1
+            or wanted.presence_penalty != 0
+            or wanted.frequency_penalty != 0
+        )
 
     @property
     def is_decoding(self) -> bool:

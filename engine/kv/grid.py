@@ -4,24 +4,31 @@ Layers come into being when the model first writes to them, with the shapes it w
 or stale but finite: attention masks them, and a mask cannot hide a NaN, so a row that produced one is wiped.
 """
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
-from engine.kv.slots import Move
+from engine.kv.pool import Copy
+from engine.native.kernels import Kernels
 
 
 class KvGrid:
-    """Every tensor: (rows, columns, kv_heads, head_dim), so that a token's K/V are one contiguous line to write."""
+    """Every tensor: (rows, columns, kv_heads, head_dim), so that a token's K/V are one contiguous line to write.
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    kernels: what writes into it and attends over it where there is something faster than torch.
+    """
+
+    def __init__(self, shape: tuple[int, int], kernels: Kernels | None = None) -> None:
         self.shape = shape
+        self.kernels = kernels
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
     @property
     def bytes_per_token(self) -> int:
-        tensors = [*self._keys.values(), *self._values.values()]
-        return sum(tensor[0, 0].numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor[0, 0].numel() * tensor.element_size() for tensor in self.tensors())
 
     def keys(self, layer: int) -> Tensor:
         return self._keys[layer]
@@ -29,12 +36,19 @@ class KvGrid:
     def values(self, layer: int) -> Tensor:
         return self._values[layer]
 
+    def tensors(self) -> list[Tensor]:
+        return [*self._keys.values(), *self._values.values()]
+
     def write(self, layer: int, cells: Tensor, key: Tensor, value: Tensor) -> None:
         """cells: (tokens,) int64, row * columns + column. key, value: (1, kv_heads, tokens, head_dim)."""
         if layer not in self._keys:
             self._keys[layer] = self._empty(key)
             self._values[layer] = self._empty(value)
-        for grid, new in ((self._keys[layer], key), (self._values[layer], value)):
+        pair = self._keys[layer], self._values[layer]
+        if self.kernels is not None and self.kernels.can_take(key, value, *pair):
+            self.kernels.write(pair, cells, key, value)
+            return
+        for grid, new in zip(pair, (key, value), strict=True):
             grid.flatten(0, 1).index_copy_(0, cells, new[0].transpose(0, 1))
 
     def resize(self, shape: tuple[int, int]) -> None:
@@ -44,16 +58,16 @@ class KvGrid:
         rows, columns = min(shape[0], self.shape[0]), min(shape[1], self.shape[1])
         for grids in (self._keys, self._values):
             for layer, old in grids.items():
-                grids[layer] = new = old.new_zeros((*shape, *old.shape[2:]))
+                grids[layer] = new = _zeros((*shape, *old.shape[2:]), old)
                 new[:rows, :columns] = old[:rows, :columns]
         self.shape = shape
 
-    def move(self, move: Move) -> None:
-        for grid in (*self._keys.values(), *self._values.values()):
+    def move(self, move: Copy) -> None:
+        for grid in self.tensors():
             grid[move.target, : move.num_tokens] = grid[move.source, : move.num_tokens]
 
     def wipe(self, slot: int) -> None:
-        for grid in (*self._keys.values(), *self._values.values()):
+        for grid in self.tensors():
             grid[slot].zero_()
 
     def drop(self) -> None:
@@ -63,4 +77,13 @@ class KvGrid:
 
     def _empty(self, like: Tensor) -> Tensor:
         _, heads, _, head_dim = like.shape
-        return torch.zeros((*self.shape, heads, head_dim), dtype=like.dtype, device=like.device)
+        return _zeros((*self.shape, heads, head_dim), like)
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """On a CPU from pages that the system zeroes when they are first touched: a grid that grows would else stop
+    everybody for as long as it takes to write all of it, most of which nobody needs yet."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    memory = mmap.mmap(-1, math.prod(shape) * like.element_size())
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)

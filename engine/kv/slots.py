@@ -1,38 +1,52 @@
-"""Which rows of the KV grid are taken, and how large the grid may become. Knows no torch.
+"""Which rows of the KV grid are taken, how large the grid is, and what is known beside it. Knows no torch.
 
 The grid has a row per running sequence and a column per token position. It grows by doubling, so that it is copied
-seldom, and never beyond `budget_tokens` cells. Taken rows are kept dense from 0 on (`next_move`), because attention
-over a dense block of rows needs no copy of its K/V.
+seldom. Taken rows are kept dense from 0 on, because attention over a dense block of rows needs no copy of its K/V.
+
+Known prefixes lie in a store of their own, on what the grid leaves of `budget_tokens`; as it grows, the store shrinks.
+A sequence's blocks are copied there when it ends, and sooner where another sequence that is admitted begins with them;
+so a sequence whose beginning nobody shares costs one copy of its K/V.
 """
 
 import heapq
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+
+from engine.generation.sequence import Sequence
+from engine.kv.pool import BlockCopy, Copy, RowOrders
+from engine.kv.prefix import BLOCK_TOKENS, Block, PrefixIndex
 
 SMALLEST_WIDTH = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Copy the first `num_tokens` columns of row `source` to row `target`."""
-
-    source: int
-    target: int
-    num_tokens: int
-
-
 class SlotPool:
-    def __init__(self, num_slots: int, budget_tokens: int, context_tokens: int) -> None:
+    """reuses_prefixes: whether anything is stored at all."""
+
+    def __init__(
+        self, num_slots: int, budget_tokens: int, context_tokens: int, *, reuses_prefixes: bool = True
+    ) -> None:
         if context_tokens > budget_tokens:
             raise ValueError(f"a context of {context_tokens} tokens does not fit into a budget of {budget_tokens}")
         self.num_slots = num_slots
         self.budget_tokens = budget_tokens
         self.context_tokens = context_tokens
+        self.num_prefix_lookup_tokens_total = 0
+        self.num_prefix_hit_tokens_total = 0
+        self._reuses_prefixes = reuses_prefixes
         self._free = list(range(num_slots))  # a heap
-        self._taken: set[int] = set()
+        self._rows: dict[int, Sequence] = {}
+        self._shape = (0, 0)
+        self._prefixes = PrefixIndex()
+        self._loads: dict[Sequence, list[Block]] = {}
+        self._resize_store()
 
     @property
     def num_taken(self) -> int:
-        return len(self._taken)
+        return len(self._rows)
+
+    @property
+    def num_stored_tokens(self) -> int:
+        """Of known prefixes."""
+        return self._prefixes.num_stored * BLOCK_TOKENS
 
     def width(self, num_tokens: int) -> int:
         """Columns of a grid whose longest sequence has `num_tokens`."""
@@ -41,33 +55,99 @@ class SlotPool:
             width *= 2
         return min(width, self.context_tokens)
 
-    def can_hold(self, num_rows: int, num_tokens: int) -> bool:
-        """Whether `num_rows` sequences, the longest of `num_tokens`, fit at the same time."""
-        return num_rows <= self.num_slots and num_rows * self.width(num_tokens) <= self.budget_tokens
+    def can_hold(self, running: Collection[Sequence], newcomer: Sequence | None = None) -> bool:
+        num_rows = len(running) + (newcomer is not None)
+        longest = _longest(running if newcomer is None else (*running, newcomer))
+        return num_rows <= self.num_slots and num_rows * self.width(longest) <= self._grid_room
 
-    def grid_shape(self, num_rows: int, num_tokens: int, current: tuple[int, int]) -> tuple[int, int]:
-        """(rows, columns) of a grid that holds this much: `current` if that does, else a roomier one in the budget."""
-        rows, columns = current
-        width = self.width(num_tokens)
-        if num_rows <= rows and width <= columns:
-            return current
-        if num_rows * max(width, columns) <= self.budget_tokens:
+    def is_prefix_coming(self, sequence: Sequence) -> bool:
+        return self._prefixes.is_coming(sequence)
+
+    def admit(self, sequence: Sequence) -> None:
+        sequence.slot = heapq.heappop(self._free)
+        self._rows[sequence.slot] = sequence
+        self._reshape()
+        found = self._prefixes.join(sequence)
+        sequence.num_cached_tokens = len(found) * BLOCK_TOKENS
+        if found:
+            self._loads[sequence] = found
+        if not sequence.was_admitted:
+            self.num_prefix_lookup_tokens_total += len(sequence.token_ids)
+            self.num_prefix_hit_tokens_total += sequence.num_cached_tokens
+
+    def extend(self, running: Collection[Sequence]) -> None:
+        """What is known is found out when it is wanted, or when a sequence leaves."""
+        assert len(running) == len(self._rows)
+        self._reshape()
+
+    def release(self, sequence: Sequence) -> None:
+        self._prefixes.leave(sequence)
+        self._vacate(sequence)
+
+    def discard(self, sequence: Sequence) -> None:
+        self._prefixes.discard(sequence)
+        self._vacate(sequence)
+
+    def forget(self) -> None:
+        self._prefixes.forget()
+
+    def take_orders(self) -> RowOrders:
+        moves = self._close_gaps()
+        loads = [
+            BlockCopy(block.place, _slot(sequence), block.index)
+            for sequence, blocks in self._loads.items()
+            for block in blocks
+        ]
+        self._loads.clear()
+        store = self._prefixes.take_orders()
+        saves = [BlockCopy(block.place, row, block.index) for block, row in store.saves]
+        return RowOrders(store.moves, store.size, saves, moves, self._shape, loads)
+
+    @property
+    def _grid_room(self) -> int:
+        """Cells that the grid may have; what is about to be loaded cannot give way."""
+        return self.budget_tokens - self._prefixes.num_pinned * BLOCK_TOKENS
+
+    def _reshape(self) -> None:
+        """As the grid is, if that does; else roomier than need be, while there is room."""
+        num_rows, columns = len(self._rows), self._shape[1]
+        width = self.width(_longest(self._rows.values()))
+        if num_rows == 0 or (num_rows <= self._shape[0] and width <= columns):
+            return
+        if num_rows * columns <= self._grid_room:
             width = max(width, columns)
-        roomy = min(self.num_slots, 1 << (num_rows - 1).bit_length(), self.budget_tokens // width)
-        return max(num_rows, roomy), width
+        roomy = min(self.num_slots, 1 << (num_rows - 1).bit_length(), self._grid_room // width)
+        self._shape = (max(num_rows, roomy), width)
+        self._resize_store()
 
-    def allocate(self) -> int:
-        slot = heapq.heappop(self._free)
-        self._taken.add(slot)
-        return slot
+    def _resize_store(self) -> None:
+        left = self.budget_tokens - self._shape[0] * self._shape[1]
+        self._prefixes.resize(left // BLOCK_TOKENS if self._reuses_prefixes else 0)
 
-    def release(self, slot: int) -> None:
-        self._taken.remove(slot)
-        heapq.heappush(self._free, slot)
+    def _vacate(self, sequence: Sequence) -> None:
+        self._loads.pop(sequence, None)
+        del self._rows[_slot(sequence)]
+        heapq.heappush(self._free, _slot(sequence))
+        sequence.slot = None
+        sequence.num_cached_tokens = 0
 
-    def next_move(self) -> tuple[int, int] | None:
-        """The last taken row and the first free one before it; None where the rows are dense."""
-        if not self._taken or not self._free:
-            return None
-        last = max(self._taken)
-        return (last, self._free[0]) if self._free[0] < last else None
+    def _close_gaps(self) -> list[Copy]:
+        """The last row comes into the first gap, until there is none."""
+        moves = []
+        while self._rows and self._free and self._free[0] < (last := max(self._rows)):
+            sequence = self._rows.pop(last)
+            target = heapq.heapreplace(self._free, last)
+            self._rows[target] = sequence
+            sequence.slot = target
+            if sequence.num_cached_tokens and sequence not in self._loads:
+                moves.append(Copy(last, target, sequence.num_cached_tokens))
+        return moves
+
+
+def _slot(sequence: Sequence) -> int:
+    assert sequence.slot is not None
+    return sequence.slot
+
+
+def _longest(sequences: Iterable[Sequence]) -> int:
+    return max((len(sequence.token_ids) for sequence in sequences), default=0)

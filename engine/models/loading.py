@@ -17,15 +17,22 @@ from core.errors import MillraceError, ModelFailure
 from core.prompts import PromptCodec
 from engine.generation import grid_attention
 from engine.generation.answers import Answers, ModelFacts
+from engine.generation.execution import StepRunner
 from engine.generation.generator import Generator
+from engine.generation.packing import pack
 from engine.generation.runner import Runner
 from engine.generation.scheduler import Scheduler
 from engine.kv.grid import KvGrid
+from engine.kv.pool import KvPool
 from engine.kv.slots import SMALLEST_WIDTH, SlotPool
 from engine.models.linear import pack_linears
 from engine.models.memory import kv_budget_bytes
+from engine.models.paging import PagingPlan, page_model
 from engine.models.probe import probe
+from engine.models.substitution import use_native_layers
 from engine.models.support import check_support, context_bound
+from engine.native.allocator import keep_freed_memory
+from engine.native.kernels import begin_loading, load_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +45,10 @@ class LoadOptions:
     """dtype: `auto` or a name of torch's. kv_bytes: K/V memory of one model; 0 takes a part of what is free.
 
     num_models: how many models share the device, and so what is free. num_threads: CPU threads; 0 leaves it to torch.
+    native: whether kernels made for the machine may be used, in C on a CPU, Triton's on a GPU.
+    prefix_reuse: whether K/V of finished sequences are kept, and shared by those of a scope that begin alike.
+    kv: `rows` of a grid, `pages`, or `auto`, which is pages on a GPU and rows on a CPU.
+    num_ahead: steps launched on pages before the last one's tokens are read, 0 or 1; None is 1 on a GPU.
     """
 
     device: str
@@ -48,6 +59,14 @@ class LoadOptions:
     kv_bytes: int = 0
     num_models: int = 1
     num_threads: int = 0
+    native: bool = True
+    prefix_reuse: bool = True
+    kv: str = "auto"
+    num_ahead: int | None = None
+
+    @property
+    def has_pages(self) -> bool:
+        return self.kv == "pages" or (self.kv == "auto" and self.device == "cuda")
 
     @property
     def torch_device(self) -> torch.device:
@@ -57,7 +76,9 @@ class LoadOptions:
 def load_generator(name: str, source: str, options: LoadOptions) -> Generator:
     """Raises ModelFailure, or ConfigurationError where the tokenizer is missing."""
     started = time.monotonic()
-    _prepare_libraries(name, options)
+    prepare_libraries(name, options)
+    if options.native and options.device == "cpu":
+        begin_loading()
     path = _path(name, source)
     config = _translated(name, source, lambda: AutoConfig.from_pretrained(path))
     check_support(name, config)
@@ -74,13 +95,13 @@ def load_generator(name: str, source: str, options: LoadOptions) -> Generator:
 def build_generator(name: str, model: Any, codec: PromptCodec, options: LoadOptions) -> Generator:
     """From a model in memory. Raises ModelFailure where the probe finds another result than the model's own."""
     weight_bytes = model.get_memory_footprint()
-    grid_attention.register()
-    pack_linears(model)
-    grid = KvGrid((2, SMALLEST_WIDTH))
-    runner = Runner(model, grid, options.torch_device)
-    probe(name, model, runner, grid)
-    pool = _pool(name, model.config, grid.bytes_per_token, options)
-    grid.drop()
+    if options.device == "cpu":
+        keep_freed_memory()
+    kernels = load_kernels() if options.native and options.device == "cpu" else None
+    if kernels is not None:
+        use_native_layers(name, model, kernels)
+    pack_linears(model)  # what is left
+    runner, pool = _on_pages(name, model, options) if options.has_pages else _on_rows(name, model, options)
     facts = ModelFacts(
         name=name,
         context_tokens=pool.context_tokens,
@@ -92,7 +113,34 @@ def build_generator(name: str, model: Any, codec: PromptCodec, options: LoadOpti
     return Generator(runner, answers, facts, Scheduler(pool, options.prefill_tokens), pool)
 
 
-def _prepare_libraries(name: str, options: LoadOptions) -> None:
+def _on_rows(name: str, model: Any, options: LoadOptions) -> tuple[StepRunner, KvPool]:
+    device = options.torch_device
+    grid_attention.register()
+    kernels = load_kernels() if options.native and options.device == "cpu" else None
+    grid = KvGrid((2, SMALLEST_WIDTH), kernels)
+    runner = Runner(model, grid, device)
+    probe(name, model, grid_attention.ATTENTION_NAME, lambda pieces: runner.forward(pack(pieces, grid, device)))
+    pool = _pool(name, model.config, grid.bytes_per_token, options)
+    grid.drop()
+    return runner, pool
+
+
+def _on_pages(name: str, model: Any, options: LoadOptions) -> tuple[StepRunner, KvPool]:
+    plan = PagingPlan(
+        device=options.torch_device,
+        num_slots=options.num_slots,
+        context_tokens=_wanted_context(model.config, options),
+        prefill_tokens=options.prefill_tokens,
+        kv_bytes=options.kv_bytes,
+        num_models=options.num_models,
+        prefix_reuse=options.prefix_reuse,
+        num_ahead=int(options.device == "cuda") if options.num_ahead is None else options.num_ahead,
+        native=options.native,
+    )
+    return page_model(name, model, plan)
+
+
+def prepare_libraries(name: str, options: LoadOptions) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ModelFailure(f"{name}: expected a CUDA device, found none; start the engine with --device cpu")
     if options.num_threads:
@@ -142,17 +190,24 @@ def _tokenizer_directory(name: str, path: str) -> Path:
 
 
 def _pool(name: str, config: PretrainedConfig, bytes_per_token: int, options: LoadOptions) -> SlotPool:
-    bound = context_bound(config)
-    wanted = options.max_context_tokens if bound is None else min(bound, options.max_context_tokens)
+    wanted = _wanted_context(config, options)
     budget_bytes = options.kv_bytes or kv_budget_bytes(options.torch_device, options.num_models)
-    budget_tokens = min(budget_bytes // bytes_per_token, options.num_slots * max(wanted, SMALLEST_WIDTH))
+    most_tokens = options.num_slots * max(wanted, SMALLEST_WIDTH)
+    most_tokens *= 2 if options.prefix_reuse else 1  # known prefixes may take as much as the largest grid
+    budget_tokens = min(budget_bytes // bytes_per_token, most_tokens)
     if budget_tokens < 1:
         raise ModelFailure(f"{name}: {budget_bytes} bytes for K/V do not hold one token of {bytes_per_token} bytes")
     if budget_tokens < wanted:
         logger.warning(
             "%s: memory for K/V ends at %d tokens, so the context is that and not %d", name, budget_tokens, wanted
         )
-    return SlotPool(options.num_slots, budget_tokens, min(wanted, budget_tokens))
+    context_tokens = min(wanted, budget_tokens)
+    return SlotPool(options.num_slots, budget_tokens, context_tokens, reuses_prefixes=options.prefix_reuse)
+
+
+def _wanted_context(config: PretrainedConfig, options: LoadOptions) -> int:
+    bound = context_bound(config)
+    return options.max_context_tokens if bound is None else min(bound, options.max_context_tokens)
 
 
 def _end_ids(model: Any) -> frozenset[int]:

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from core.errors import MillraceError, ModelFailure
 from core.protocol import Sampling
-from engine.generation.grid_attention import ATTENTION_NAME
-from engine.generation.packing import pack
-from engine.generation.runner import Runner
 from engine.generation.scheduler import Piece
 from engine.generation.sequence import Sequence
-from engine.kv.grid import KvGrid
+
+Forward = Callable[[list[Piece]], Tensor]
+"""Logits of the pieces that are their sequence's last, in order: (samples, vocabulary)."""
 
 _NUM_TOKENS = 8
 _FIRST, _SECOND = 3, 4  # tokens of the one prompt, and of the first piece of the other
@@ -26,13 +25,16 @@ _LIMIT = {torch.float32: 0.01}
 _LIMIT_HALF = 0.15  # relative; a wrong mask or position gives about 1
 
 
-def probe(name: str, model: Any, runner: Runner, grid: KvGrid) -> None:
-    """Raises ModelFailure. Leaves the model with the packed attention switched on."""
-    own = _translated(f"{name} fails in its own forward pass", lambda: _own_logits(model))
-    model.set_attn_implementation(ATTENTION_NAME)
-    packed = _translated(f"{name} does not run in packed form", lambda: _packed_logits(model, runner, grid))
-    worst = max(_difference(*pair) for pair in zip(packed, own, strict=True))
-    if not worst <= _LIMIT.get(model.dtype, _LIMIT_HALF):  # NaN fails too
+def probe(name: str, model: Any, attention_name: str, forward: Forward) -> None:
+    """Raises ModelFailure. Leaves the model with the attention of that name, a packed one, switched on.
+
+    The sequences have rows 0 and 1, and page 0 and 1.
+    """
+    own = _translated(f"{name} fails in its own forward pass", lambda: own_logits(model))
+    model.set_attn_implementation(attention_name)
+    packed = _translated(f"{name} does not run in packed form", lambda: _packed_logits(model, forward))
+    worst = max(difference(*pair) for pair in zip(packed, own, strict=True))
+    if not worst <= difference_limit(model.dtype):  # NaN fails too
         raise ModelFailure(
             f"{name} gives other logits in packed form than by itself (relative difference {worst:.2g}); "
             "its attention does something that this engine does not know, or its weights are damaged"
@@ -40,7 +42,8 @@ def probe(name: str, model: Any, runner: Runner, grid: KvGrid) -> None:
 
 
 @torch.inference_mode()
-def _own_logits(model: Any) -> list[Tensor]:
+def own_logits(model: Any) -> list[Tensor]:
+    """Of the last tokens of three short sequences, each by itself: (vocabulary,)."""
     model.set_attn_implementation("eager")
     ids = _token_ids(model)
     lengths = (_FIRST, _FIRST + 1, _NUM_TOKENS)
@@ -48,19 +51,19 @@ def _own_logits(model: Any) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def _packed_logits(model: Any, runner: Runner, grid: KvGrid) -> list[Tensor]:
-    device, ids = runner.device, _token_ids(model).tolist()
+def _packed_logits(model: Any, forward: Forward) -> list[Tensor]:
+    ids = _token_ids(model).tolist()
     short, long = (_sequence(slot, ids[:length]) for slot, length in enumerate((_FIRST, _NUM_TOKENS)))
-    first = runner.forward(pack([Piece(short, _FIRST), Piece(long, _SECOND)], grid, device))
+    first = forward([Piece(short, _FIRST), Piece(long, _SECOND)])
     short.num_cached_tokens, long.num_cached_tokens = _FIRST, _SECOND
     short.token_ids.append(ids[_FIRST])
-    second = runner.forward(pack([Piece(short, 1), Piece(long, _NUM_TOKENS - _SECOND)], grid, device))
+    second = forward([Piece(short, 1), Piece(long, _NUM_TOKENS - _SECOND)])
     return [*first, *second]
 
 
 def _sequence(slot: int, token_ids: list[int]) -> Sequence:
     sequence = Sequence((b"", str(slot)), list(token_ids), Sampling(), 0, slot, 0, 1)
-    sequence.slot = slot
+    sequence.slot, sequence.pages = slot, [slot]
     return sequence
 
 
@@ -80,6 +83,12 @@ def _translated(blame: str, compute: Callable[[], list[Tensor]]) -> list[Tensor]
         raise ModelFailure(f"{blame}: {type(error).__name__}: {error}") from error
 
 
-def _difference(packed: Tensor, own: Tensor) -> float:
-    packed, own = packed.float(), own.float()
-    return float((packed - own).norm() / own.norm())
+def difference(logits: Tensor, own: Tensor) -> float:
+    """Relative, over all elements."""
+    logits, own = logits.float(), own.float()
+    return float((logits - own).norm() / own.norm())
+
+
+def difference_limit(dtype: torch.dtype) -> float:
+    """What rounding may explain in the logits of a whole model."""
+    return _LIMIT.get(dtype, _LIMIT_HALF)

@@ -1,7 +1,7 @@
 import json
 
-from core.batchfile import BatchReader
-from core.completion import CHAT_ENDPOINT, parse_body
+from core.openai.batchfile import BatchReader
+from core.openai.completion import CHAT_ENDPOINT, parse_body
 from core.settings import BUILTIN_MODEL
 from tests.architecture.source import ROOT
 

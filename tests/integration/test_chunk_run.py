@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from core.completion import TEXT_ENDPOINT
 from core.job import JobState, ServiceClass
+from core.openai.completion import TEXT_ENDPOINT
 from db import jobs
 from tasks import reconciler
 from tasks.intake import validate

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text
 
-from core.batchfile import split_lines
-from core.completion import TEXT_ENDPOINT
 from core.job import JobState
+from core.openai.batchfile import split_lines
+from core.openai.completion import TEXT_ENDPOINT
 from tasks.intake import validate
 from tasks.services import Services
 from tests.world import MODEL, World, batch_file, changed, chat_line

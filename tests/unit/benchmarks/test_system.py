@@ -9,7 +9,7 @@ from benchmarks.processes import Reading, cores_used
 from benchmarks.report import Report
 from benchmarks.system import Round, check_equal_work, generates, latencies_of, summarize
 from benchmarks.workload import batch_file, questions
-from core.completion import CHAT_ENDPOINT, parse_body
+from core.openai.completion import CHAT_ENDPOINT, parse_body
 from core.protocol import Finished, Timing, Usage
 
 

@@ -6,9 +6,9 @@ import re
 import pytest
 
 from benchmarks.random_model import VOCABULARY
-from benchmarks.workload import ANSWER_TOKENS, PROMPT_TOKENS, batch_file, lines_of, questions
-from core.batchfile import BatchReader
-from core.completion import CHAT_ENDPOINT
+from benchmarks.workload import ANSWER_TOKENS, PROMPT_TOKENS, batch_file, lines_of, questions, requests
+from core.openai.batchfile import BatchReader
+from core.openai.completion import CHAT_ENDPOINT
 
 
 def test_the_same_seed_gives_the_same_questions_and_another_seed_others() -> None:
@@ -51,6 +51,23 @@ def test_lines_have_the_length_that_was_asked_for_and_are_all_accepted() -> None
 def test_a_length_that_no_line_can_have_is_refused() -> None:
     with pytest.raises(ValueError, match="num_bytes: expected at least"):
         lines_of(1, 50, "null")
+
+
+def test_the_64_requests_of_token_ids_ask_for_2920_answer_tokens_whatever_the_prompts_say() -> None:
+    for seed in (0, 1):
+        # When
+        turn = requests(64, seed)
+        # Then
+        assert turn.num_answer_tokens == sum(turn.answer_tokens) == 2_920
+        assert all(PROMPT_TOKENS[0] <= len(prompt) <= PROMPT_TOKENS[1] for prompt in turn.prompts)
+        assert all(ANSWER_TOKENS[0] <= length <= ANSWER_TOKENS[1] for length in turn.answer_tokens)
+
+
+def test_fewer_requests_are_the_first_of_them_and_a_smaller_vocabulary_is_kept_to() -> None:
+    assert requests(10).prompts == requests(64).prompts[:10]
+    assert requests(10).answer_tokens == requests(64).answer_tokens[:10]
+    assert requests(10, seed=1).prompts != requests(10).prompts
+    assert max(token for prompt in requests(64, vocabulary=50).prompts for token in prompt) == 49
 
 
 def reader(model: str) -> BatchReader:

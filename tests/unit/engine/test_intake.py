@@ -31,3 +31,17 @@ def test_what_was_removed_is_not_given_even_where_the_id_came_again() -> None:
     assert [intake.pop().request.id for _ in range(2)] == ["b", "a"]
     with pytest.raises(IndexError):
         intake.pop()
+
+
+def test_it_says_how_urgent_the_next_one_is() -> None:
+    # Given two, of which the urgent one is removed
+    intake = Intake()
+    assert intake.best_priority is None
+    intake.push(arrival("a"))
+    intake.push(arrival("b", 10))
+    assert intake.best_priority == 10
+    intake.remove((b"c", "b"))
+    # Then it is that of the other one
+    assert intake.best_priority == 0
+    intake.remove((b"c", "a"))
+    assert intake.best_priority is None

@@ -1,9 +1,12 @@
 """The model that computes nothing."""
 
+import math
+import struct
+
 import pytest
 
 from core.errors import ConfigurationError, InvalidRequest
-from core.protocol import Delta, Finished, Generate, Sampling, Timing, Usage
+from core.protocol import Delta, Embed, Embedded, Finished, Generate, Sampling, Timing, Usage
 from engine.null import NullModel
 from engine.runtime import Arrival
 
@@ -15,7 +18,7 @@ class Clock:
         return self.now
 
 
-def arrival(request: Generate, at: float = 100.0) -> Arrival:
+def arrival(request: Generate | Embed, at: float = 100.0) -> Arrival:
     return Arrival(b"c", request, at)
 
 
@@ -62,6 +65,29 @@ def test_a_stream_is_one_delta_and_the_end() -> None:
     assert isinstance(delta, Delta)
     assert isinstance(finished, Finished)
     assert (delta.text, delta.num_tokens) == (finished.text, 1)
+
+
+def test_texts_are_embedded_as_numbers_of_length_one_that_depend_on_the_text_alone() -> None:
+    # When texts and token ids are embedded
+    model = NullModel.from_source("null:", 4)
+    model.submit(arrival(Embed("x", "null", texts=["how are you", "fine", "fine"])))
+    model.submit(arrival(Embed("y", "null", token_ids=[[1, 2], [2, 1]])))
+    texts, ids = (reply.message for reply in model.step())
+    # Then equal inputs are equal, others are not, and usage counts words and ids
+    assert isinstance(texts, Embedded)
+    assert isinstance(ids, Embedded)
+    assert texts.embeddings[0] != texts.embeddings[1] == texts.embeddings[2]
+    assert len({*texts.embeddings, *ids.embeddings}) == 4
+    assert (texts.usage, ids.usage) == (Usage(5, 0), Usage(4, 0))
+    for data in texts.embeddings:
+        assert math.hypot(*struct.unpack("<8f", data)) == pytest.approx(1.0)
+
+
+def test_faults_are_named_behind_the_delay() -> None:
+    poisoned = NullModel.from_source("null:2!wrong", 4)
+    trapped = NullModel.from_source("null:~wrong", 4)
+    assert (poisoned._delay_seconds, poisoned._poison, poisoned._trap) == (2.0, b"wrong", b"")
+    assert (trapped._delay_seconds, trapped._poison, trapped._trap) == (0.0, b"", b"wrong")
 
 
 def test_cancelled_requests_are_not_answered() -> None:

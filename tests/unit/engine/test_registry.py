@@ -6,9 +6,11 @@ from collections.abc import Callable
 import pytest
 
 from core.errors import ModelFailure
+from core.protocol import ONLINE_PRIORITY, Generate
 from engine.null import NullModel
 from engine.registry import RETRY_SECONDS, HostedModel, Loaded, Registry
-from engine.runtime import Runtime
+from engine.runtime import Arrival, Runtime
+from tests.polling import until
 
 DEADLINE_SECONDS = 30.0
 
@@ -92,3 +94,24 @@ def test_a_model_that_is_unloaded_while_it_loads_does_not_stay() -> None:
     scene.registry.unload(scene.model)
     assert scene.settle().runtime is None
     assert scene.registry.statuses()[0].state == "unloaded"
+
+
+def test_bulk_work_that_is_held_is_no_work_at_the_door() -> None:
+    # Given a model with a bulk request at its door
+    scene = Scene(null)
+    scene.registry.start_loading(scene.model)
+    model = scene.settle()
+    model.intake.push(Arrival(b"c", Generate("bulk", "m", text="x"), 0.0))
+    assert (model.can_admit(), model.wait_seconds()) == (True, 0.0)
+    # When bulk work is held, there is nothing to do for it until something urgent comes
+    assert (model.can_admit(is_bulk_held=True), model.wait_seconds(is_bulk_held=True)) == (False, None)
+    model.intake.push(Arrival(b"c", Generate("urgent", "m", text="x", priority=ONLINE_PRIORITY), 0.0))
+    assert (model.can_admit(is_bulk_held=True), model.wait_seconds(is_bulk_held=True)) == (True, 0.0)
+
+
+def test_a_registry_that_is_closed_loads_nothing_more() -> None:
+    scene = Scene(null)
+    scene.registry.close()
+    scene.registry.start_loading(scene.model)
+    until(lambda: not scene.registry._thread.is_alive())
+    assert scene.inbox.empty()

@@ -1,124 +1,12 @@
 """The main loop, turn by turn, over models that do as they are told."""
 
-import queue
-from typing import Any
-
 import pytest
 
 from core.errors import EngineLost
-from core.protocol import (
-    Cancel,
-    ClientMessage,
-    EngineMessage,
-    EngineStats,
-    Failed,
-    Finished,
-    Generate,
-    Hello,
-    Load,
-    Timing,
-    Unload,
-    Usage,
-)
-from engine.link import ClientLost, LinkBroken, Received
-from engine.registry import Registry
-from engine.runtime import Arrival, Gauges, Key, Reply, Runtime
-from engine.service import Event, Service, Stop
-
-DEADLINE_SECONDS = 30.0
-
-
-class Stepper:
-    """A runtime that answers a request at its third step and writes down what happens."""
-
-    context_tokens = 0
-    weight_bytes = 0
-    num_slots = 4
-
-    def __init__(self, name: str, journal: list[str], clock: "Clock") -> None:
-        self.name = name
-        self.journal = journal
-        self.clock = clock
-        self.steps_left: dict[Key, int] = {}
-
-    def submit(self, arrival: Arrival) -> None:
-        if arrival.request.text == "odd":
-            raise ValueError("an odd request")
-        self.clock.now += 0.002  # tokenization takes its time
-        self.journal.append(f"{self.name} takes {arrival.request.id}")
-        self.steps_left[arrival.key] = 3
-
-    def cancel(self, key: Key) -> None:
-        self.steps_left.pop(key, None)
-
-    def wait_seconds(self) -> float | None:
-        return 0.0 if self.steps_left else None
-
-    def step(self) -> list[Reply]:
-        self.journal.append(f"{self.name} steps")
-        self.steps_left = {key: left - 1 for key, left in self.steps_left.items()}
-        done = [key for key, left in self.steps_left.items() if left == 0]
-        for key in done:
-            del self.steps_left[key]
-        return [Reply(key, Finished(key[1], "done", "stop", Usage(1, 1), Timing(0, 0, 0))) for key in done]
-
-    def gauges(self) -> Gauges:
-        return Gauges(num_running=len(self.steps_left), num_steps_total=1)
-
-    def close(self) -> None:
-        self.journal.append(f"{self.name} closes")
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Scene:
-    """Models a and b, loaded, and `bad`, which cannot be."""
-
-    def __init__(self, num_credits: int = 100) -> None:
-        self.journal: list[str] = []
-        self.clock = Clock()
-        self.inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.sent: dict[bytes, list[EngineMessage]] = {}
-        self.num_loads = 0
-        self.registry = Registry({"a": "", "b": "", "bad": ""}, self.load, self.inbox.put, self.clock)
-        hello = Hello("boot", "cpu", num_credits, [], EngineStats())
-        self.service = Service(self.registry, self.inbox, self.send, hello, self.clock)
-        for name in ("a", "b"):
-            self.registry.start_loading(self.registry.models[name])
-            self.registry.settle(self.inbox.get(timeout=DEADLINE_SECONDS))  # type: ignore[arg-type]
-
-    def load(self, name: str, _source: str) -> Runtime:
-        self.num_loads += 1
-        if name == "bad":
-            raise OSError("no such weights")
-        return Stepper(name, self.journal, self.clock)
-
-    def send(self, client: bytes, messages: list[EngineMessage]) -> None:
-        self.sent.setdefault(client, []).extend(messages)
-
-    def post(self, *messages: ClientMessage, client: bytes = b"c") -> None:
-        self.inbox.put(Received(client, list(messages), self.clock.now))
-
-    def turn(self, times: int = 1) -> None:
-        """At most so many: a turn without anything to do would wait for a message."""
-        for _ in range(times):
-            if not self.inbox.empty() or self.service._wait_seconds() is not None:
-                self.service.turn()
-
-    def failures(self, client: bytes = b"c") -> dict[str, str]:
-        return {message.id: message.code for message in self.sent.get(client, []) if isinstance(message, Failed)}
-
-    def finished(self, client: bytes = b"c") -> list[str]:
-        return [message.id for message in self.sent.get(client, []) if isinstance(message, Finished)]
-
-
-def ask(name: str, model: str = "a", **more: Any) -> Generate:
-    return Generate(name, model, text=more.pop("text", "x"), **more)
+from core.protocol import Cancel, Confirm, Embed, Failed, Load, Unload
+from engine.link import ClientLost, LinkBroken
+from engine.service import Stop
+from tests.engine_scene import LIMIT_CELSIUS, Scene, ask
 
 
 def test_models_with_work_step_in_turn() -> None:
@@ -171,6 +59,16 @@ def test_cancel_reaches_requests_that_wait_and_requests_that_run() -> None:
     # the client of an unknown one may still count it as in flight, so it hears the same
     assert scene.failures() == {"0": "cancelled", "4": "cancelled", "unknown": "cancelled"}
     assert scene.finished() == ["1", "2", "3"]
+
+
+def test_a_client_that_asks_hears_of_requests_that_nobody_knows() -> None:
+    scene = Scene()
+    scene.post(ask("here"))
+    scene.turn()
+    scene.post(Confirm(["here", "gone", "gone"]))
+    scene.turn()
+    assert scene.failures() == {"gone": "interrupted"}
+    assert len(scene.sent[b"c"]) == 1
 
 
 def test_a_lost_client_takes_its_requests_along_and_nobody_elses() -> None:
@@ -249,3 +147,151 @@ def test_the_greeting_shows_models_and_what_they_do() -> None:
         ("bad", "unloaded"),
     ]
     assert (hello.stats.num_running, hello.stats.num_waiting, hello.stats.num_slots) == (3, 2, 8)
+
+
+def test_a_deadline_ends_a_request_wherever_it_is() -> None:
+    # Given requests of two seconds: one that runs, one that nobody has looked at, one whose model never loads
+    scene = Scene()
+    scene.post(*(ask(str(number), timeout_seconds=2.0) for number in range(4)), ask("patient"))
+    scene.registry.models["b"].runtime = None
+    scene.post(ask("loading", "b", timeout_seconds=1.5))
+    scene.turn()
+    assert scene.journal == ["a takes 0", "a takes 1", "a takes 2", "a steps"]
+    # When time passes
+    scene.clock.now = 1.6
+    scene.service.turn()
+    assert scene.failures() == {"loading": "deadline_exceeded"}
+    scene.clock.now = 2.1
+    scene.turn(5)
+    # Then each has its outcome and the patient one is answered
+    assert scene.failures() == dict.fromkeys([*"0123", "loading"], "deadline_exceeded")
+    assert not any(message.is_retryable for message in scene.sent[b"c"] if isinstance(message, Failed))
+    assert scene.finished() == ["patient"]
+
+
+def test_the_loop_wakes_for_a_deadline_though_nothing_else_happens() -> None:
+    # Given a model that is not there, and a request that waits for it
+    scene = Scene()
+    scene.registry.models["b"].runtime = None
+    scene.post(ask("x", "b", timeout_seconds=3.0))
+    scene.turn()
+    # When one second has passed
+    scene.clock.now = 1.0
+    # Then two are left
+    assert scene.service._wait_seconds() == 2.0
+    # And none of it when the request has ended
+    scene.post(Cancel(["x"]))
+    scene.turn()
+    assert scene.service._wait_seconds() is None
+
+
+def test_a_request_that_ended_in_time_is_not_ended_again_by_its_deadline() -> None:
+    scene = Scene()
+    scene.post(ask("x", timeout_seconds=5.0))
+    scene.turn(3)
+    scene.clock.now = 6.0
+    scene.post(ask("y"))
+    scene.turn(3)
+    assert (scene.finished(), scene.failures()) == (["x", "y"], {})
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_a_timeout_that_is_none_is_refused(seconds: float) -> None:
+    scene = Scene()
+    scene.post(ask("x", timeout_seconds=seconds))
+    scene.turn()
+    assert scene.failures() == {"x": "invalid_request"}
+
+
+def test_texts_to_embed_go_the_way_of_prompts() -> None:
+    # Given texts among prompts, one of them for a model that is not there
+    scene = Scene()
+    scene.post(
+        ask("prompt"), Embed("texts", "a", texts=["x"], timeout_seconds=9.0), Embed("nowhere", "nobody", texts=["x"])
+    )
+    scene.turn()
+    scene.post(Embed("cancelled", "a", texts=["x"]), Cancel(["cancelled"]))
+    scene.turn(3)
+    # Then each has its outcome
+    assert scene.failures() == {"nowhere": "model_not_found", "cancelled": "cancelled"}
+    assert scene.finished() == ["prompt", "texts"]
+
+
+def test_a_hot_device_begins_no_bulk_work_but_what_somebody_waits_for() -> None:
+    # Given a request that runs when the device gets too hot
+    scene = Scene()
+    scene.post(ask("runs"))
+    scene.turn()
+    scene.heat(LIMIT_CELSIUS + 1)
+    # When more of both kinds come
+    scene.post(ask("bulk"), ask("urgent", priority=10))
+    scene.turn(3)
+    # Then the running one and the urgent one are answered, and the loop does not spin for the other
+    assert scene.finished() == ["runs", "urgent"]
+    assert scene.service.hello.stats.num_waiting == 1
+    assert scene.service._wait_seconds() == 1.0
+    # And a little less heat changes nothing, but five degrees do
+    scene.heat(LIMIT_CELSIUS - 1)
+    scene.inbox.put(ClientLost(b"nobody"))
+    scene.turn()
+    assert "a takes bulk" not in scene.journal
+    scene.heat(LIMIT_CELSIUS - 5)
+    scene.inbox.put(ClientLost(b"nobody"))
+    scene.turn(4)
+    assert scene.finished() == ["runs", "urgent", "bulk"]
+
+
+def test_models_are_told_when_bulk_work_is_held_those_that_come_later_too() -> None:
+    # Given a hot device
+    scene = Scene()
+    scene.heat(LIMIT_CELSIUS + 1)
+    scene.post(Unload("b"))
+    scene.service.turn()
+    # When a model is loaded
+    scene.post(ask("x", "b", priority=10))
+    while scene.registry.models["b"].runtime is None:
+        scene.service.turn()
+    # Then it knows, as the others do
+    assert [getattr(scene.registry.models[name].runtime, "is_bulk_held", None) for name in "ab"] == [True, True]
+    scene.heat(None)
+    scene.turn()
+    assert [getattr(scene.registry.models[name].runtime, "is_bulk_held", None) for name in "ab"] == [False, False]
+
+
+def test_an_online_request_waits_at_the_door_for_one_turn_at_most() -> None:
+    # Given a hundred bulk requests whose preparation takes 2 ms each
+    scene = Scene()
+    scene.post(*(ask(str(number)) for number in range(90)))
+    scene.turn()
+    # When somebody who waits comes in the middle
+    num_before = len(scene.journal)
+    scene.post(ask("urgent", priority=10))
+    scene.turn()
+    # Then it is prepared first of all in the very next turn
+    assert scene.journal[num_before] == "a takes urgent"
+
+
+def test_an_outcome_that_a_model_says_twice_is_said_once() -> None:
+    scene = Scene()
+    scene.post(ask("x"))
+    scene.turn(2)
+    runtime = scene.registry.models["a"].runtime
+    assert runtime is not None
+    step = runtime.step
+    runtime.step = lambda: [*(replies := step()), *replies]  # type: ignore[method-assign]
+    scene.turn()
+    assert scene.finished() == ["x"]
+
+
+def test_figures_are_made_again_when_the_loop_comes_to_rest_and_else_a_few_times_a_second() -> None:
+    # Given a loop whose clock stands still
+    scene = Scene()
+    scene.post(ask("x"))
+    made: list[float] = []
+    stats = scene.service._stats
+    scene.service._stats = lambda now: made.append(now) or stats(now)  # type: ignore[func-returns-value, method-assign]
+    # When four turns pass, the last of which leaves nothing to do
+    scene.turn(4)
+    # Then they were made for the first one and for the last
+    assert len(made) == 2
+    assert scene.service.hello.stats.num_running == 0

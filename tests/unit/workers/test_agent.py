@@ -74,6 +74,13 @@ def test_the_engine_gets_every_model_and_preloads_the_first(parts: dict[str, Par
     assert option(parts["engine-cpu"], "--preload") == "a"
 
 
+def test_the_engine_gets_the_limits_of_its_device() -> None:
+    changed = msgspec.structs.replace(SETTINGS, engine_max_step_seconds=30.0, engine_max_temperature_celsius=70.0)
+    engine = by_name(agent.node_parts(changed))["engine-cpu"]
+    assert option(engine, "--max-step-seconds") == "30.0"
+    assert option(engine, "--max-temperature-celsius") == "70.0"
+
+
 def test_workers_get_exactly_the_settings_of_their_agent(parts: dict[str, Part]) -> None:
     changed = msgspec.structs.replace(SETTINGS, lease_seconds=7.5)
     worker = by_name(agent.node_parts(changed))["batch-cpu"]

@@ -57,6 +57,7 @@ def test_a_text_answer_is_a_text_completion() -> None:
         ("invalid_request", 400, "invalid_request_error"),
         ("model_not_found", 404, "invalid_request_error"),
         ("model_failure", 500, "server_error"),
+        ("deadline_exceeded", 504, "server_error"),
         ("something_new", 500, "server_error"),
     ],
 )

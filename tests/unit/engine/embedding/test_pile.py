@@ -1,9 +1,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.embedding.pile import Pile
+from engine.embedding.pile import Pile, Waiter
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=40)
+
+
+def waiter(name: object) -> Waiter:
+    return ((b"client", str(name)), 0)
 
 
 def tokens(length: int, number: int) -> tuple[int, ...]:
@@ -13,7 +17,7 @@ def tokens(length: int, number: int) -> tuple[int, ...]:
 def filled(lengths: list[int], priorities: list[int] | None = None) -> Pile:
     pile = Pile()
     for number, length in enumerate(lengths):
-        pile.add(number, tokens(length, number), priorities[number] if priorities else 0)
+        pile.add(waiter(number), tokens(length, number), priorities[number] if priorities else 0)
     return pile
 
 
@@ -28,8 +32,8 @@ def test_every_input_is_taken_once_within_the_budget(lengths: list[int], max_tok
         batches.append(pile.take(max_tokens, max_inputs))
 
     # Then
-    taken = [waiter for batch in batches for waiting in batch for waiter in waiting.waiters]
-    assert sorted(map(int, map(str, taken))) == list(range(len(lengths)))
+    taken = [int(key[1]) for batch in batches for waiting in batch for key, _ in waiting.waiters]
+    assert sorted(taken) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) <= max_inputs
         assert len(batch) == 1 or len(batch) * max(waiting.num_tokens for waiting in batch) <= max_tokens
@@ -45,7 +49,7 @@ def test_the_oldest_input_is_in_the_next_batch(lengths: list[int]) -> None:
     left = set(range(len(lengths)))
     while len(pile):
         expected = min(left)
-        batch = {int(str(waiter)) for waiting in pile.take(20, 4) for waiter in waiting.waiters}
+        batch = {int(key[1]) for waiting in pile.take(20, 4) for key, _ in waiting.waiters}
         assert expected in batch
         left -= batch
 
@@ -80,27 +84,27 @@ def test_a_batch_holds_neighbours_in_length() -> None:
 def test_identical_inputs_are_one_and_keep_the_higher_priority() -> None:
     # Given
     pile = Pile()
-    pile.add("slow", (1, 2), 0)
-    pile.add("other", (3, 4), 0)
-    pile.add("fast", (1, 2), 9)
+    pile.add(waiter("slow"), (1, 2), 0)
+    pile.add(waiter("other"), (3, 4), 0)
+    pile.add(waiter("fast"), (1, 2), 9)
 
     # When
     first, second = pile.take(2, 8), pile.take(2, 8)
 
     # Then
-    assert [waiting.waiters for waiting in first] == [{"slow", "fast"}]
-    assert [waiting.waiters for waiting in second] == [{"other"}]
+    assert [waiting.waiters for waiting in first] == [{waiter("slow"), waiter("fast")}]
+    assert [waiting.waiters for waiting in second] == [{waiter("other")}]
 
 
 def test_an_input_that_nobody_waits_for_any_more_is_gone() -> None:
     # Given
     pile = Pile()
-    pile.add("a", (1, 2), 0)
-    pile.add("b", (1, 2), 0)
+    pile.add(waiter("a"), (1, 2), 0)
+    pile.add(waiter("b"), (1, 2), 0)
 
     # When / Then
-    pile.remove("a", (1, 2))
+    pile.remove(waiter("a"), (1, 2))
     assert len(pile) == 1
-    pile.remove("b", (1, 2))
+    pile.remove(waiter("b"), (1, 2))
     assert len(pile) == 0
     assert pile.take(8, 8) == []

@@ -9,7 +9,7 @@ import torch
 from core.errors import ContextLengthExceeded, InvalidRequest
 from core.prompts import PromptCodec
 from core.protocol import Generate, Sampling
-from engine.generation.generator import DeviceLost
+from engine.generation.flights import DeviceLost
 from engine.runtime import Arrival
 from tests.engine_harness import CLIENT, Harness, own_answer, random_prompt
 from tests.engine_models import VOCABULARY, tiny_model, tiny_tokenizer
@@ -238,3 +238,23 @@ def test_usage_timing_and_gauges_count_what_happened() -> None:
     gauges = harness.generator.gauges()
     assert (gauges.num_steps_total, gauges.prompt_tokens_total, gauges.completion_tokens_total) == (7, 20, 5)
     assert gauges.step_seconds_total > 0
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_row_that_held_a_nan_harms_nobody_who_comes_to_its_place(native: bool) -> None:
+    # Given a model that gives NaN for one token, two rows, and a long prompt with it, which fails
+    model = tiny_model("llama")
+    harness = Harness(model, num_slots=2, native=native, prefix_reuse=False)
+    model.get_input_embeddings().register_forward_hook(lambda _, arguments, output: spoil(arguments[0], output))
+    harness.submit("bad", [*CLEAN[:40], POISON], greedy(5))
+    harness.run()
+    # When two that are shorter take the rows
+    harness.submit("one", CLEAN[:9], greedy(15))
+    harness.submit("two", CLEAN[3:25], greedy(15))
+    harness.run()
+    # Then they are right
+    assert "NaN" in harness.failure("bad").message
+    reference = tiny_model("llama", eos_token_id=None)
+    answers = {"one": own_answer(reference, CLEAN[:9], 15), "two": own_answer(reference, CLEAN[3:25], 15)}
+    assert all(POISON not in answer for answer in answers.values())
+    assert {name: harness.answer(name) for name in answers} == answers

@@ -1,0 +1,1 @@
+"""What OpenAI's clients send and expect: request bodies, answer bodies, batch files. No HTTP."""

@@ -1,0 +1,75 @@
+"""OpenAI's bodies for answers and errors of the completion endpoints. Knows nothing of requests and of HTTP."""
+
+import codecs
+from collections.abc import Sequence
+from typing import Any
+
+from core.openai.completion import CHAT_ENDPOINT
+from core.protocol import Choice, Finished, TokenLogprob, TopToken
+
+
+def response_body(endpoint: str, request_id: str, model: str, answer: Finished, created: int) -> dict[str, Any]:
+    """The answer as OpenAI writes it. `created`: seconds since 1970."""
+    is_chat = endpoint == CHAT_ENDPOINT
+    write_choice = _chat_choice if is_chat else _text_choice
+    usage = answer.usage
+    return {
+        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id}",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": created,
+        "model": model,
+        "choices": [{"index": index, **write_choice(choice)} for index, choice in enumerate(answer.choices)],
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        },
+    }
+
+
+def _chat_choice(choice: Choice) -> dict[str, Any]:
+    return {
+        "logprobs": None if choice.logprobs is None else chat_logprobs(choice.logprobs),
+        "finish_reason": choice.finish_reason,
+        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+    }
+
+
+def _text_choice(choice: Choice) -> dict[str, Any]:
+    return {
+        "logprobs": None if choice.logprobs is None else text_logprobs(choice.logprobs),
+        "finish_reason": choice.finish_reason,
+        "text": choice.text,
+    }
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    content = [{**_chat_token(token), "top_logprobs": [_chat_token(top) for top in token.top]} for token in tokens]
+    return {"content": content, "refusal": None}
+
+
+def _chat_token(token: TokenLogprob | TopToken) -> dict[str, Any]:
+    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
+
+
+def text_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """`text_offset`: how many characters of the answer are complete before the token."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    offsets, length = [], 0
+    for token in tokens:
+        offsets.append(length)
+        length += len(decoder.decode(token.bytes))
+    return {
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [{top.text: top.logprob for top in token.top} for token in tokens],
+        "text_offset": offsets,
+    }
+
+
+def error_body(
+    code: str, message: str, *, param: str | None = None, kind: str = "invalid_request_error"
+) -> dict[str, Any]:
+    """OpenAI's error object."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

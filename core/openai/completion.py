@@ -1,0 +1,248 @@
+"""OpenAI's completion requests: what a body asks for, checked. The answers are in `core.openai.answer`.
+
+Knows `/v1/chat/completions` and `/v1/completions`, and the fields that vLLM adds to them (`top_k`, `min_p`,
+`repetition_penalty`, `min_tokens`, `stop_token_ids`, `ignore_eos`). What is understood but not offered is refused by
+name; fields that change nothing about the answer (`user`, `metadata`, `store`, …) are accepted. It knows no tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from core.errors import InvalidRequest, Unsupported
+from core.protocol import Generate, Sampling
+
+CHAT_ENDPOINT = "/v1/chat/completions"
+TEXT_ENDPOINT = "/v1/completions"
+ENDPOINTS = (CHAT_ENDPOINT, TEXT_ENDPOINT)
+
+DEFAULT_TEXT_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
+
+INT32_MAX = 2**31 - 1
+Positive = Annotated[int, Meta(ge=1, le=INT32_MAX)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Fraction = Annotated[float, Meta(gt=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Stop = str | Annotated[list[str], Meta(max_length=16)] | None
+
+MAX_TOP_LOGPROBS = 20
+MAX_ANSWERS = 128
+JSON_OBJECT_SCHEMA = '{"type":"object"}'
+
+
+class _Body(msgspec.Struct):
+    """Fields of both endpoints. The unsupported ones are listed so that they can be refused by name."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    max_tokens: Positive | None = None
+    temperature: Temperature | None = None
+    top_p: Fraction | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
+    seed: Seed | None = None
+    stop: Stop = None
+    stream: bool | None = None
+    ignore_eos: bool | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=INT32_MAX)] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    logit_bias: dict[str, Bias] | None = None
+    response_format: dict[str, Any] | None = None
+
+
+class _ChatBody(_Body, kw_only=True):
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    max_completion_tokens: Positive | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+
+
+class _TextBody(_Body, kw_only=True):
+    prompt: str | list[str | TokenId]
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | bool | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+
+_chat_decoder = msgspec.json.Decoder(_ChatBody)
+_text_decoder = msgspec.json.Decoder(_TextBody)
+
+# Values that mean "off"; anything else is refused.
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        "tools": (None, []),
+        "functions": (None, []),
+        "modalities": (None, ["text"]),
+        "audio": (None,),
+        "echo": (None, False),
+        "suffix": (None, ""),
+        "stream": (None, False),
+    }
+)
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """A checked request; exactly one of `messages`, `text` and `token_ids` is set."""
+
+    model: str
+    sampling: Sampling
+    messages: list[dict[str, Any]] | None = None
+    text: str | None = None
+    token_ids: list[int] | None = None
+    num_answers: int = 1
+
+    def to_generate(self, request_id: str, *, priority: int, stream: bool = False) -> Generate:
+        return Generate(
+            id=request_id,
+            model=self.model,
+            sampling=self.sampling,
+            messages=self.messages,
+            text=self.text,
+            token_ids=self.token_ids,
+            priority=priority,
+            stream=stream,
+            num_answers=self.num_answers,
+        )
+
+
+def parse_body(endpoint: str, body: bytes) -> CompletionRequest:
+    """Raises InvalidRequest naming the field that is wrong, Unsupported for what is not offered."""
+    try:
+        if endpoint == CHAT_ENDPOINT:
+            return _from_chat(_chat_decoder.decode(body))
+        if endpoint == TEXT_ENDPOINT:
+            return _from_text(_text_decoder.decode(body))
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at ")
+        field = _field(reason, path)
+        raise InvalidRequest(f"{field}: {reason}", param=field, code="invalid_type") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"body: expected a JSON object: {error}", param="body", code="invalid_json") from error
+    raise InvalidRequest(
+        f"expected an endpoint of {', '.join(ENDPOINTS)}, got {endpoint!r}", param="endpoint", code="invalid_endpoint"
+    )
+
+
+def _field(reason: str, path: str) -> str:
+    """`$.temperature` -> `temperature`; a missing field stands in the reason."""
+    if path:
+        return path.strip("`$.").strip("`") or "body"
+    _, _, quoted = reason.partition("required field `")
+    return quoted.rstrip("`") or "body"
+
+
+def _from_chat(body: _ChatBody) -> CompletionRequest:
+    _refuse_unsupported(body)
+    for index, message in enumerate(body.messages):
+        _check_message(index, message)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs: expected logprobs to be true beside it", param="top_logprobs")
+    num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    sampling = _sampling(body, body.max_completion_tokens or body.max_tokens, num_logprobs)
+    return CompletionRequest(body.model, sampling, messages=body.messages, num_answers=body.n or 1)
+
+
+def _check_message(index: int, message: Mapping[str, Any]) -> None:
+    if message.get("role") not in ROLES:
+        raise InvalidRequest(
+            f"expected a role of {', '.join(sorted(ROLES))}, got {message.get('role')!r}",
+            param=f"messages[{index}].role",
+        )
+    content = message.get("content")
+    if not isinstance(content, str | list) and not (content is None and message["role"] == "assistant"):
+        raise InvalidRequest(
+            f"expected content of text or a list of parts, got {type(content).__name__}",
+            param=f"messages[{index}].content",
+        )
+
+
+def _from_text(body: _TextBody) -> CompletionRequest:
+    _refuse_unsupported(body)
+    num_answers = body.n or 1
+    if body.best_of not in (None, num_answers):
+        raise Unsupported(f"best_of={body.best_of} is not offered; leave it out, or ask for n answers", param="best_of")
+    num_logprobs = None if body.logprobs is None or body.logprobs is False else int(body.logprobs)
+    sampling = _sampling(body, body.max_tokens or DEFAULT_TEXT_MAX_TOKENS, num_logprobs)
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return CompletionRequest(body.model, sampling, text=prompt, num_answers=num_answers)
+    if len(prompt) == 1 and isinstance(prompt[0], str):
+        return CompletionRequest(body.model, sampling, text=prompt[0], num_answers=num_answers)
+    token_ids = [token for token in prompt if isinstance(token, int)]
+    if token_ids and len(token_ids) == len(prompt):
+        return CompletionRequest(body.model, sampling, token_ids=token_ids, num_answers=num_answers)
+    raise Unsupported(
+        "expected one prompt (a text or a list of token ids); send one request per prompt", param="prompt"
+    )
+
+
+def _refuse_unsupported(body: _Body) -> None:
+    for name, accepted in _UNSUPPORTED.items():
+        value = getattr(body, name, None)
+        if value not in accepted:
+            raise Unsupported(
+                f"{name}={value!r} is not offered; leave it out or set it to {accepted[-1]!r}", param=name
+            )
+
+
+def _sampling(body: _Body, max_tokens: int | None, num_logprobs: int | None) -> Sampling:
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=max(body.top_k or 0, 0),
+        seed=body.seed,
+        stop=tuple(part for part in stop if part),
+        ignore_eos=bool(body.ignore_eos),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        min_tokens=body.min_tokens or 0,
+        min_p=body.min_p or 0.0,
+        repetition_penalty=body.repetition_penalty or 1.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=_logit_bias(body.logit_bias),
+        num_logprobs=num_logprobs,
+        json_schema=_json_schema(body.response_format),
+    )
+
+
+def _logit_bias(given: Mapping[str, float] | None) -> dict[int, float]:
+    try:
+        return {int(token): bias for token, bias in (given or {}).items()}
+    except ValueError:
+        raise InvalidRequest("logit_bias: expected token ids as keys", param="logit_bias") from None
+
+
+def _json_schema(response_format: Mapping[str, Any] | None) -> str | None:
+    """The schema as text; None for free text. Raises InvalidRequest where the format says neither."""
+    match response_format:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return JSON_OBJECT_SCHEMA
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return msgspec.json.encode(schema).decode()
+    raise InvalidRequest(
+        'response_format: expected {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", '
+        f'"json_schema": {{"name": …, "schema": {{…}}}}}}, got {response_format!r}',
+        param="response_format",
+    )
