@@ -25,6 +25,8 @@ FROM control AS node
 # Given to pip, for example to choose a build of PyTorch.
 ARG PIP_FLAGS=""
 USER root
+# The engine compiles its kernels for the processor that it finds itself on, as Triton does for a GPU.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN for wheel in /wheels/*.whl; do pip install --no-cache-dir $PIP_FLAGS "$wheel[engine]"; done
 USER millrace
 ENV HF_HOME=/var/lib/millrace/huggingface

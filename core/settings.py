@@ -92,6 +92,28 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         ),
     ] = 0
     engine_threads: Annotated[int, Meta(ge=0, description="CPU threads of an engine; 0 leaves it to torch.")] = 0
+    engine_kernels: Annotated[
+        str,
+        Meta(
+            description="`auto` (kernels made for this machine: in C on a CPU, Triton's for norms and rotations on a "
+            "GPU) or `torch` (none of them).",
+            pattern="^(auto|torch)$",
+        ),
+    ] = "auto"
+    engine_kv: Annotated[
+        str,
+        Meta(
+            description="Where K/V lie: `auto` (pages on a GPU, rows of a grid on a CPU), `rows` or `pages`.",
+            pattern="^(auto|rows|pages)$",
+        ),
+    ] = "auto"
+    engine_prefix_reuse: Annotated[
+        str,
+        Meta(
+            description="Whether a prompt's beginning that was computed before is reused: `on`, `off`.",
+            pattern="^(on|off)$",
+        ),
+    ] = "on"
     engine_max_step_seconds: Annotated[
         float,
         Meta(ge=0, description="A step that takes longer is taken for a stuck device: the engine restarts. 0: never."),

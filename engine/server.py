@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from core.errors import MillraceError
 from core.lifeline import follow_parent
 from core.protocol import EngineStats, Hello
+from engine.embedding.kind import holds_embedder
 from engine.link import Link, Patience
 from engine.null import PREFIX, NullModel
 from engine.options import EngineOptions, parse_options
@@ -90,27 +91,26 @@ def _loader(options: EngineOptions) -> Loader:
     def load(name: str, source: str) -> Runtime:
         if source.startswith(PREFIX):
             return NullModel.from_source(source, options.num_slots)
-        from engine.embedding.loading import holds_embedder, load_embedder  # torch; seconds
-        from engine.models.loading import LoadOptions, load_generator
+        from engine.models.loading import LoadOptions, load_generator  # torch; seconds
 
-        load_model = load_embedder if holds_embedder(source) else load_generator
-        return load_model(
-            name,
-            source,
-            LoadOptions(
-                device=options.device,
-                dtype=options.dtype,
-                num_slots=options.num_slots,
-                prefill_tokens=options.prefill_tokens,
-                max_context_tokens=options.max_context_tokens,
-                kv_bytes=options.kv_bytes,
-                native=options.native,
-                prefix_reuse=options.prefix_reuse,
-                kv=options.kv,
-                num_models=len(options.models),
-                num_threads=options.num_threads,
-            ),
+        load_options = LoadOptions(
+            device=options.device,
+            dtype=options.dtype,
+            num_slots=options.num_slots,
+            prefill_tokens=options.prefill_tokens,
+            max_context_tokens=options.max_context_tokens,
+            kv_bytes=options.kv_bytes,
+            native=options.native,
+            prefix_reuse=options.prefix_reuse,
+            kv=options.kv,
+            num_models=len(options.models),
+            num_threads=options.num_threads,
         )
+        if not holds_embedder(source):
+            return load_generator(name, source, load_options)
+        from engine.embedding.loading import load_embedder  # another second
+
+        return load_embedder(name, source, load_options)
 
     return load
 

@@ -72,6 +72,9 @@ def _engine_arguments(settings: Settings, device: Device, endpoint: str) -> list
         arguments += ["--model", f"{name}={source}"]
     arguments += ["--preload", next(iter(sources)), "--dtype", settings.engine_dtype]
     arguments += ["--slots", str(settings.engine_slots), "--prefill-tokens", str(settings.engine_prefill_tokens)]
+    arguments += ["--kv", settings.engine_kv]
+    arguments += ["--no-native"] * (settings.engine_kernels == "torch")
+    arguments += ["--no-prefix-reuse"] * (settings.engine_prefix_reuse == "off")
     return [
         *arguments,
         "--max-context-tokens",

@@ -1,9 +1,19 @@
-"""Whether a model's source is an embedding model, told from its files before anything of it is loaded. No torch."""
+"""Whether a model's source is an embedding model, told from its files before anything of it is loaded."""
 
 import json
 from pathlib import Path
 
 _GENERATES = ("CausalLM", "LMHeadModel", "ConditionalGeneration")
+
+
+def holds_embedder(source: str) -> bool:
+    """A directory, or a name on the Hub, of which at most a small file is fetched."""
+    directory = Path(source).expanduser()
+    if directory.is_dir() or source.startswith(("/", ".", "~")):
+        return is_embedder(directory)
+    from transformers.utils.hub import cached_file  # torch; seconds
+
+    return cached_file(source, "modules.json", _raise_exceptions_for_missing_entries=False) is not None
 
 
 def is_embedder(directory: Path) -> bool:

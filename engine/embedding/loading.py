@@ -1,4 +1,4 @@
-"""Turns a directory or Hub name into an `EmbeddingRuntime`, and tells embedding models from language models."""
+"""Turns a directory or Hub name into an `EmbeddingRuntime`."""
 
 import logging
 import time
@@ -6,11 +6,9 @@ from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers.utils.hub import cached_file
 
 from core.errors import MillraceError, ModelFailure
 from engine.embedding.encoder import Encoder
-from engine.embedding.kind import is_embedder
 from engine.embedding.runtime import BatchLimits, EmbeddingRuntime
 from engine.models.linear import pack_linears
 from engine.models.loading import LoadOptions, prepare_libraries
@@ -20,14 +18,6 @@ logger = logging.getLogger(__name__)
 MAX_BATCH_INPUTS = 256
 MAX_BATCH_TOKENS_CPU = 1024  # more only falls out of the processor's caches
 MAX_BATCH_TOKENS_GPU = 65_536
-
-
-def holds_embedder(source: str) -> bool:
-    """A directory, or a name on the Hub, of which at most a small file is fetched."""
-    directory = Path(source).expanduser()
-    if directory.is_dir() or source.startswith(("/", ".", "~")):
-        return is_embedder(directory)
-    return cached_file(source, "modules.json", _raise_exceptions_for_missing_entries=False) is not None
 
 
 def load_embedder(name: str, source: str, options: LoadOptions) -> EmbeddingRuntime:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from core.errors import ContextLengthExceeded, InvalidRequest, MillraceError, ModelFailure
 from core.protocol import ONLINE_PRIORITY, Embed, Embedded, Timing, Usage
 from engine.embedding.pile import Input, Pile
+from engine.generation.meter import StepMeter
 from engine.runtime import Arrival, Gauges, Key, Reply, failed
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class EmbeddingRuntime:
         self._num_steps = 0
         self._prompt_tokens = 0
         self._step_seconds = 0.0
+        self._meter = StepMeter()
 
     @property
     def context_tokens(self) -> int:
@@ -119,8 +121,10 @@ class EmbeddingRuntime:
         batch = self._pile.take(self._max_tokens, self._limits.max_inputs)
         self._stamp(batch, started)
         replies = [reply for waiting, outcome in self._compute(batch) for reply in self._settle(waiting, outcome)]
+        seconds = self._clock() - started
         self._num_steps += 1
-        self._step_seconds += self._clock() - started
+        self._step_seconds += seconds
+        self._meter.observe(0, sum(waiting.num_tokens for waiting in batch), seconds, num_prefill=len(batch))
         return replies
 
     def gauges(self) -> Gauges:
@@ -131,6 +135,7 @@ class EmbeddingRuntime:
             num_steps_total=self._num_steps,
             prompt_tokens_total=self._prompt_tokens,
             step_seconds_total=self._step_seconds,
+            steps=self._meter.totals(),
         )
 
     def close(self) -> None:

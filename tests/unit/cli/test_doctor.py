@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.checks import Level, check_disk, check_models, check_port, check_postgresql, check_valkey
+from cli.checks import Level, check_compiler, check_disk, check_models, check_port, check_postgresql, check_valkey
 from cli.doctor import changed, examine, has_failed, to_json, to_text
 from core.settings import Settings
 
@@ -44,6 +44,18 @@ def test_servers_that_cannot_be_reached_are_failures_that_name_the_setting() -> 
     assert [finding.level for finding in findings] == [Level.FAIL, Level.FAIL]
     assert "MILLRACE_DATABASE_URL" in findings[0].mend
     assert "MILLRACE_REDIS_URL" in findings[1].mend
+
+
+def test_a_missing_compiler_is_told_where_it_would_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    monkeypatch.setenv("CC", "no-such-compiler -O2")
+
+    # When
+    finding = check_compiler(Settings())
+
+    # Then
+    assert (finding.level, finding.text) == (Level.WARN, "none of no-such-compiler")
+    assert check_compiler(Settings(engine_kernels="torch")).level is Level.OK
 
 
 def test_a_taken_port_fails_and_names_its_setting() -> None:

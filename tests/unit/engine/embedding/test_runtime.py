@@ -259,6 +259,20 @@ def test_batches_shrink_for_good_when_memory_runs_out() -> None:
     assert max(map(len, encoder.batches)) == 4
 
 
+def test_steps_are_counted_by_how_many_inputs_they_had() -> None:
+    # Given
+    target = runtime(ArithmeticEncoder(), max_inputs=3)
+    submit(target, "four", [text(number) for number in range(30, 34)])
+
+    # When
+    run(target)
+
+    # Then a step of three and one of one
+    steps = target.gauges().steps
+    assert steps.prefill.num_steps == 2
+    assert steps.rows_histogram == [1, 0, 1]
+
+
 def test_a_waiting_person_comes_before_bulk() -> None:
     # Given
     target = runtime(ArithmeticEncoder(), max_tokens=3, max_inputs=1)

@@ -1,0 +1,155 @@
+"""Answers within a JSON schema, from models without sense: they fit it, or their request says why not."""
+
+import json
+from typing import Any
+
+import pytest
+
+from core.errors import MillraceError
+from core.prompts import PromptCodec
+from core.protocol import Finished, Sampling
+from tests.engine_harness import Harness, random_prompt
+from tests.engine_models import number_tokenizer, tiny_model, tiny_tokenizer
+
+BYTES = PromptCodec(tiny_tokenizer(), None)
+
+SCHEMAS: list[dict[str, Any]] = [
+    {"type": "object"},
+    {"type": "integer"},
+    {"type": "boolean"},
+    {"type": "null"},
+    {"enum": ["red", "green", 7, None]},
+    {"const": {"a": [1, "é€😀"]}},
+    {"type": "string", "maxLength": 8},
+    {"type": "string", "minLength": 3, "maxLength": 3},
+    {"type": "string", "pattern": "^[a-f]{2,5}-[0-9]+$", "maxLength": 12},
+    {"type": "string", "format": "date"},
+    {"type": "number", "minimum": 0, "maximum": 1},
+    {"type": "integer", "minimum": -5, "maximum": 120},
+    {"type": "array", "items": {"type": "boolean"}, "maxItems": 4},
+    {"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 3},
+    {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False},
+    {"type": "object", "properties": {"a": {"type": "boolean"}}, "additionalProperties": False},
+    {"anyOf": [{"type": "boolean"}, {"type": "array", "items": {"type": "null"}, "maxItems": 2}]},
+    {
+        "type": "object",
+        "properties": {"list": {"type": "array", "items": {"$ref": "#/$defs/one"}, "maxItems": 2}},
+        "required": ["list"],
+        "additionalProperties": False,
+        "$defs": {"one": {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"],
+                          "additionalProperties": False}},
+    },
+    {"type": "array", "prefixItems": [{"const": 1}, {"type": "boolean"}], "items": False, "minItems": 2},
+    {"type": ["boolean", "null"]},
+]  # fmt: skip
+
+
+def is_fit(value: Any, schema: dict[str, Any]) -> bool:
+    """The few rules that `SCHEMAS` use, read off the JSON Schema specification."""
+    if "anyOf" in schema:
+        return any(is_fit(value, one) for one in schema["anyOf"])
+    if "const" in schema or "enum" in schema:
+        return any(json.dumps(value) == json.dumps(one) for one in schema.get("enum", [schema.get("const")]))
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    types = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None), "integer": int}
+    if not any(isinstance(value, types.get(kind, (int, float))) for kind in kinds):
+        return False
+    match value:
+        case bool() | None:
+            return True
+        case dict():
+            known = schema.get("properties", {})
+            is_closed = schema.get("additionalProperties", True) is False
+            return set(schema.get("required", [])) <= set(value) and not (is_closed and set(value) - set(known))
+        case str():
+            return bool(schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", 99))
+        case list():
+            return bool(schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", 99))
+        case _:
+            return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
+
+
+def test_answers_within_a_schema_are_json_that_fits_it_whatever_runs_beside_them() -> None:
+    # Given a model without sense, and requests of which every other one has a schema
+    harness = Harness(tiny_model("llama"), BYTES, num_slots=6, prefill_tokens=32)
+    for index, schema in enumerate(SCHEMAS):
+        text = json.dumps(schema)
+        drawn = Sampling(seed=index, max_tokens=400, json_schema=text, top_p=0.9 if index % 3 else 1.0)
+        harness.submit(f"schema {index}", random_prompt(5 + index), drawn, stream=index % 2 == 0)
+        if index % 5 == 0:
+            harness.submit(f"free {index}", random_prompt(5), Sampling(seed=1, max_tokens=30, ignore_eos=True))
+    # When they run
+    harness.run()
+    # Then those that ended by themselves fit, all but few did, and their neighbours are as they would be alone
+    ended = 0
+    for index, schema in enumerate(SCHEMAS):
+        finished = harness.outcomes[f"schema {index}"]
+        assert isinstance(finished, Finished), finished
+        if finished.finish_reason == "stop":
+            ended += 1
+            assert is_fit(json.loads(finished.text), schema), (finished.text, schema)
+        if index % 2 == 0:
+            assert "".join(delta.text for delta in harness.deltas[f"schema {index}"]) == finished.text
+    assert ended >= len(SCHEMAS) - 3
+    texts = {harness.outcomes[f"free {index}"].text for index in range(0, len(SCHEMAS), 5)}  # type: ignore[union-attr]
+    alone = ask_alone(Sampling(seed=1, max_tokens=30, ignore_eos=True))
+    assert texts == {alone}
+
+
+def ask_alone(sampling: Sampling) -> str:
+    harness = Harness(tiny_model("llama"), BYTES, num_slots=1)
+    harness.submit("alone", random_prompt(5), sampling)
+    harness.run()
+    outcome = harness.outcomes["alone"]
+    assert isinstance(outcome, Finished)
+    return outcome.text
+
+
+def test_an_answer_within_a_schema_that_its_limit_cuts_ends_for_length() -> None:
+    harness = Harness(tiny_model("llama"), BYTES)
+    harness.submit("cut", random_prompt(6), Sampling(max_tokens=4, json_schema='{"type": "object"}'))
+    harness.run()
+    finished = harness.outcomes["cut"]
+    assert isinstance(finished, Finished)
+    assert (finished.finish_reason, finished.usage.completion_tokens) == ("length", 4)
+    assert finished.text.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("codec", "schema", "code"),
+    [(BYTES, '{"type": "wheel"}', "invalid_request"), (PromptCodec(number_tokenizer(), None), "{}", "model_failure")],
+    ids=["no schema", "no tokens for it"],
+)
+def test_a_schema_that_cannot_be_met_ends_its_request_alone(codec: PromptCodec, schema: str, code: str) -> None:
+    # Given a request of a hopeless schema between two others
+    harness = Harness(tiny_model("llama"), codec, num_slots=4)
+    harness.submit("before", random_prompt(5), Sampling(max_tokens=9))
+    try:  # whether it is known already depends on how fast the schema was compiled
+        harness.submit("hopeless", random_prompt(5), Sampling(max_tokens=9, json_schema=schema))
+        refused = None
+    except MillraceError as error:
+        refused = error
+    harness.submit("after", random_prompt(5), Sampling(max_tokens=9))
+    # When they run
+    harness.run()
+    # Then it fails with a reason, and the others have their answers
+    failure = refused or harness.failure("hopeless")
+    assert (failure.code, failure.is_retryable) == (code, False)
+    assert "response_format" in failure.message
+    assert all(isinstance(harness.outcomes[name], Finished) for name in ("before", "after"))
+
+
+def test_a_schema_holds_after_its_sequence_gave_way() -> None:
+    # Given an answer within a schema that gives way in the middle
+    schema = '{"type": "array", "items": {"type": "integer", "maximum": 9}, "minItems": 8, "maxItems": 8}'
+    sampling = Sampling(seed=3, max_tokens=300, json_schema=schema)
+    alone = ask_alone(sampling)
+    crowd = Harness(tiny_model("llama"), BYTES, num_slots=1)
+    crowd.submit("one", random_prompt(5), sampling)
+    for _ in range(9):
+        crowd.step()
+    crowd.submit("urgent", random_prompt(9), Sampling(max_tokens=3), priority=10)
+    crowd.run()
+    # Then it is the answer that it would have been
+    assert crowd.outcomes["one"].text == alone  # type: ignore[union-attr]
+    assert len(json.loads(alone)) == 8
