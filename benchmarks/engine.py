@@ -100,7 +100,7 @@ def main() -> int:
             add_rounds(report, result)
             results.append(result)
     add_figures(report, results, as_json=chosen.as_json)
-    return 0 if all(result.rounds for result in results) else 1
+    return 0 if all(set(result.rounds) == set(chosen.peers) for result in results) else 1
 
 
 if __name__ == "__main__":

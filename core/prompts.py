@@ -14,8 +14,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from core.chat_template import ChatTemplate
 from core.detokenize import ByteLevelStream, TokenBytes, WindowStream
-from core.errors import ConfigurationError, InvalidRequest
+from core.errors import ConfigurationError, ContextLengthExceeded, InvalidRequest
 
+_LONG_TEXT_BYTES = 16_384
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -33,6 +34,7 @@ class PromptCodec:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
         self._tokenizer = tokenizer
         self._template = template
+        self._longest_token_bytes = 0  # until somebody wants to know
         decoder = json.loads(tokenizer.to_str())["decoder"]
         self._is_byte_level = _decoder_types(decoder) == {"ByteLevel"}
         special_ids = (i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
@@ -58,17 +60,18 @@ class PromptCodec:
         """Number of tokens, added ones included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
-    def encode_text(self, text: str) -> list[int]:
-        """With the special tokens that the tokenizer adds by itself."""
-        return self._encode(text, add_special_tokens=True)
+    def encode_text(self, text: str, max_tokens: int | None = None) -> list[int]:
+        """With the special tokens that the tokenizer adds by itself. Raises ContextLengthExceeded where the text is so
+        long that it cannot have `max_tokens` or fewer; what it gives may still be more."""
+        return self._encode(text, add_special_tokens=True, max_tokens=max_tokens)
 
     def encode_fragment(self, text: str) -> list[int]:
         """Of a text inside another one: no special tokens are added."""
         return self._encode(text, add_special_tokens=False)
 
-    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Raises InvalidRequest where there is no chat template, or where it refuses the messages."""
-        return self._encode(self.render_chat(messages), add_special_tokens=False)
+    def encode_chat(self, messages: list[dict[str, Any]], max_tokens: int | None = None) -> list[int]:
+        """As `encode_text`. Raises InvalidRequest where there is no chat template, or where it refuses the messages."""
+        return self._encode(self.render_chat(messages), add_special_tokens=False, max_tokens=max_tokens)
 
     def render_chat(self, messages: list[dict[str, Any]]) -> str:
         """As `encode_chat`, before tokenization."""
@@ -96,12 +99,29 @@ class PromptCodec:
         """What the token adds to a text, also half a character; of a special token its name."""
         return self._token_bytes(token_id)
 
-    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def _encode(self, text: str, *, add_special_tokens: bool, max_tokens: int | None = None) -> list[int]:
         try:
-            text.encode()
+            num_bytes = len(text.encode())
         except UnicodeEncodeError as error:
             raise InvalidRequest(f"expected text that UTF-8 can hold, got a lone surrogate: {error}") from error
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        if num_bytes < _LONG_TEXT_BYTES:
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        if max_tokens is not None:
+            self._check_size(num_bytes, max_tokens)
+        # A megabyte takes a second; other threads run meanwhile.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
+
+    def _check_size(self, num_bytes: int, max_tokens: int) -> None:
+        """Refuses what cannot fit, however well it tokenizes, before anybody spends a minute on finding out."""
+        if self._longest_token_bytes == 0:
+            names = self._tokenizer.get_vocab(with_added_tokens=True)
+            self._longest_token_bytes = max(len(name.encode()) for name in names)
+        if num_bytes > max_tokens * self._longest_token_bytes:
+            raise ContextLengthExceeded(
+                f"the prompt has {num_bytes} bytes, more than {max_tokens} tokens of this model can hold; "
+                "shorten it, or use a model with a longer context"
+            )
 
 
 def plain_messages(messages: object) -> list[dict[str, Any]]:

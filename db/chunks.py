@@ -25,6 +25,7 @@ class Lease:
     attempt: int
     job_id: int
     job_public_id: str
+    tenant: str
     chunk_index: int
     first_request: int
     num_requests: int
@@ -99,7 +100,7 @@ UPDATE chunks SET state = 'running', owner = :owner, attempt = attempt + 1,
 FROM best, jobs
 WHERE chunks.id = best.id AND jobs.id = chunks.job_id
 RETURNING chunks.id AS chunk_id, chunks.owner, chunks.attempt, chunks.job_id, jobs.public_id AS job_public_id,
-    chunks.index AS chunk_index, chunks.first_request, chunks.num_requests, chunks.model, jobs.endpoint,
+    jobs.tenant, chunks.index AS chunk_index, chunks.first_request, chunks.num_requests, chunks.model, jobs.endpoint,
     chunks.num_crashes, chunks.suspect_request, chunks.suspect_crashes
 """)
 

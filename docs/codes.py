@@ -52,6 +52,7 @@ CODES = (
     ("model_unloaded", LOG, "The model was unloaded while the request waited; it runs again."),
     ("not_executed", HTTP, "The request was stopped before it could run."),
     ("not_found", HTTP, "There is no such file, batch or job."),
+    ("not_received", LOG, "The request was lost on its way to the engine; it is sent again."),
     ("overloaded", f"{HTTP}, {LOG}", "Full; try again after `Retry-After` seconds."),
     ("request_failed", COMMAND, "The server answered with an error; the message is its own."),
     ("request_too_large", HTTP, "Status 413: the body or the file is larger than the limit."),

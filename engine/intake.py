@@ -5,6 +5,8 @@ import itertools
 
 from engine.runtime import Arrival, Key
 
+_SPARE = 64  # removed requests that may stay in the heap
+
 
 class Intake:
     """Gives the highest priority first, then the earliest."""
@@ -35,7 +37,11 @@ class Intake:
         return arrival
 
     def remove(self, key: Key) -> bool:
-        return self._waiting.pop(key, None) is not None
+        is_here = self._waiting.pop(key, None) is not None
+        if len(self._heap) > 2 * len(self._waiting) + _SPARE:
+            self._heap = [entry for entry in self._heap if self._waiting.get(entry[2].key) is entry[2]]
+            heapq.heapify(self._heap)
+        return is_here
 
     def _drop_removed(self) -> None:
         while self._heap and self._waiting.get(self._heap[0][2].key) is not self._heap[0][2]:

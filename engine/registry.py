@@ -30,11 +30,12 @@ RETRY_SECONDS = 10.0
 Loader = Callable[[str, str], Runtime]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class HostedModel:
     """error, retry_seconds: of the last failure, and the clock reading before which requests do not try again.
 
     is_wanted: false once it was unloaded while it was loading.
+    used_seconds: of the device, by which turns are taken. was_ready: whether it had something to do in the last turn.
     """
 
     name: str
@@ -45,6 +46,8 @@ class HostedModel:
     error: MillraceError | None = None
     retry_seconds: float = 0.0
     is_wanted: bool = True
+    used_seconds: float = 0.0
+    was_ready: bool = False
 
     def status(self) -> ModelStatus:
         if self.runtime is not None:
@@ -137,6 +140,6 @@ class Registry:
             return self._load(model.name, model.source)
         except MillraceError as error:
             return error
-        except Exception as error:  # the thread must outlive whatever a model's files provoke
+        except BaseException as error:  # the thread must outlive whatever a model's files provoke, a panic in Rust too
             logger.exception("%s: loading failed unexpectedly", model.name)
             return ModelFailure(f"{model.name} cannot be loaded: {type(error).__name__}: {error}")

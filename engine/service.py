@@ -11,6 +11,7 @@ import queue
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import msgspec
 
@@ -176,7 +177,7 @@ class Service:
     def _confirm(self, keys: list[Key]) -> None:
         for key in keys:
             if key not in self._live:
-                self._say(failed(key, Interrupted("the request never arrived; send it again")))
+                self._say(failed(key, Interrupted("the request never arrived; send it again", code="not_received")))
 
     def _known(self, name: str) -> HostedModel | None:
         if name not in self._registry.models:
@@ -249,14 +250,25 @@ class Service:
             self._conclude(failed(arrival.key, ModelFailure(reason)))
 
     def _step(self) -> None:
-        """One step of the next model that has something to do."""
-        for _ in range(len(self._turns)):
-            model = self._turns[0]
-            self._turns.rotate(-1)
-            if model.runtime is not None and model.runtime.wait_seconds() == 0.0:
-                for reply in model.runtime.step():
-                    self._conclude(reply)
-                return
+        """One step of the model that has had the least of the device's time, as steps differ in length. Whoever comes
+        back from a rest begins where the others are."""
+        ready = [model for model in self._turns if model.runtime is not None and model.runtime.wait_seconds() == 0.0]
+        least = min((model.used_seconds for model in ready if model.was_ready), default=0.0)
+        for model in self._turns:
+            is_ready = model in ready
+            if is_ready and not model.was_ready:
+                model.used_seconds = max(model.used_seconds, least)
+            model.was_ready = is_ready
+        if not ready:
+            return
+        model = min(ready, key=attrgetter("used_seconds"))
+        self._turns.remove(model)
+        self._turns.append(model)  # of equals the one that waited longest is next
+        assert model.runtime is not None
+        started = self._clock()
+        for reply in model.runtime.step():
+            self._conclude(reply)
+        model.used_seconds += self._clock() - started
 
     def _conclude(self, reply: Reply) -> None:
         """Say what a runtime said; unless it is a delta, the runtime has forgotten the request, and so do we. Nobody

@@ -1,9 +1,10 @@
 """Ends the process when the main loop is stuck: in a kernel that never returns, in code that never lets go of the GIL.
 
-Two mechanisms. A thread looks at the time and, over the limit, writes all stacks and a last line to the log. Where the
-GIL is held that thread cannot run: then the kernel's own timer ends the process a little later, after faulthandler has
-written the stacks from within the signal. Either way the process dies of SIGALRM, which tells its supervisor from every
-other end; the supervisor starts it again.
+Two mechanisms. A thread adds up the time between its looks and, over the limit, writes all stacks and a last line to
+the log; a process that was stopped meanwhile (SIGSTOP, a paused container) is not charged for that. Where the GIL is
+held, that thread cannot run: then the kernel's own timer, which does count such time and so waits much longer, ends the
+process, after faulthandler has written the stacks from within the signal. Either way the process dies of SIGALRM, by
+which its supervisor knows this end from every other one; it starts the engine again.
 """
 
 import faulthandler
@@ -15,7 +16,7 @@ import time
 
 logger = logging.getLogger(__name__)
 
-_GRACE_FRACTION = 0.25  # of the limit, for the thread to be first
+_TIMER_FACTOR = 3.0  # of the limit: the thread comes first, and a process that was stopped for less lives
 _LOOKS_PER_LIMIT = 20
 _REARM_SECONDS = 1.0  # a system call per step would cost more than the rest of all this
 
@@ -41,7 +42,7 @@ class Watchdog:
         self._began = time.monotonic()
         if self._limit_seconds and self._began - self._armed >= _REARM_SECONDS:
             self._armed = self._began
-            signal.setitimer(signal.ITIMER_REAL, self._limit_seconds * (1 + _GRACE_FRACTION) + _REARM_SECONDS)
+            signal.setitimer(signal.ITIMER_REAL, self._limit_seconds * _TIMER_FACTOR + _REARM_SECONDS)
 
     def rest(self) -> None:
         """The loop waits for something to do, as long as it takes."""
@@ -56,9 +57,7 @@ class Watchdog:
         return max(0.0, time.monotonic() - self._began)
 
     def _watch(self) -> None:
-        pause = threading.Event()
-        while self.age_seconds < self._limit_seconds:
-            pause.wait(min(1.0, self._limit_seconds / _LOOKS_PER_LIMIT))
+        self._wait_until_stuck()
         faulthandler.dump_traceback(all_threads=True)
         logger.critical(
             "one step has taken %.1f s, more than --max-step-seconds %g allows: the engine is stuck, as shown above, "
@@ -68,3 +67,14 @@ class Watchdog:
         logging.shutdown()
         faulthandler.unregister(signal.SIGALRM)
         signal.raise_signal(signal.SIGALRM)
+
+    def _wait_until_stuck(self) -> None:
+        pause, interval = threading.Event(), min(1.0, self._limit_seconds / _LOOKS_PER_LIMIT)
+        turn, worked, looked = self._began, 0.0, time.monotonic()
+        while worked < self._limit_seconds:
+            pause.wait(interval)
+            before, looked = looked, time.monotonic()
+            if self._began != turn or math.isinf(turn):
+                turn, worked = self._began, 0.0
+            else:
+                worked += min(looked - before, 2 * interval)  # more was not for this thread to see: it was stopped

@@ -34,6 +34,7 @@ class Stepper:
     context_tokens = 0
     weight_bytes = 0
     num_slots = 4
+    step_seconds = 0.0
 
     def __init__(self, name: str, journal: list[str], clock: "Clock") -> None:
         self.name = name
@@ -60,6 +61,7 @@ class Stepper:
 
     def step(self) -> list[Reply]:
         self.journal.append(f"{self.name} steps")
+        self.clock.now += self.step_seconds
         self.steps_left = {key: left - 1 for key, left in self.steps_left.items()}
         done = [key for key, left in self.steps_left.items() if left == 0]
         for key in done:

@@ -40,6 +40,7 @@ LOAD_AGAIN_SECONDS = 10.0
 # Failures that say nothing about the request: it runs again.
 _NOT_THE_REQUESTS_FAULT = frozenset({"engine_lost", "interrupted", "cancelled", "model_unloaded", "overloaded"})
 MODEL_NOT_LOADED = "model_not_loaded"
+NOT_RECEIVED = "not_received"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ class _Execution:
         self._lease = lease
         self._answers: SimpleQueue[Answer] = SimpleQueue()
         self._todo: deque[Request] = deque()
-        self._in_flight: dict[str, int] = {}
+        self._in_flight: dict[str, Request] = {}
+        self._num_lost = 0
         self._finished: list[Outcome] = []
         self._written_at = time.monotonic()
         self._is_done = False
@@ -181,9 +183,9 @@ class _Execution:
             except InvalidRequest as error:
                 self._finished.append(outcome.of_invalid(request.index, error))
                 continue
-            request_id = f"{self._lease.job_public_id}-{request.index}-{self._lease.attempt}"
-            self._in_flight[request_id] = request.index
-            batch.append(parsed.to_generate(request_id, priority=priority))
+            request_id = f"{self._lease.job_public_id}-{request.index}-{self._lease.attempt}-{self._num_lost}"
+            self._in_flight[request_id] = request
+            batch.append(parsed.to_generate(request_id, priority=priority, prefix_scope=self._lease.tenant))
         if batch:
             self._engine.submit(batch, self._answers.put)
 
@@ -200,8 +202,12 @@ class _Execution:
     def _take(self, answer: Answer) -> None:
         if isinstance(answer, Delta | Embedded):
             return
-        index = self._in_flight.pop(answer.id)
-        if isinstance(answer, Finished):
+        request = self._in_flight.pop(answer.id)
+        index = request.index
+        if isinstance(answer, Failed) and answer.code == NOT_RECEIVED:
+            self._num_lost += 1  # ids are never used again
+            self._todo.appendleft(request)
+        elif isinstance(answer, Finished):
             self._finished.append(outcome.of_finished(self._lease, index, answer, int(time.time())))
         elif self._may_run_again(answer):
             self._give_up(index, answer)

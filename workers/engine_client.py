@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 SILENCE_SECONDS = 10 * HEARTBEAT_SECONDS
 PAUSE_SECONDS = 0.8 * CLIENT_SILENCE_SECONDS  # the engine cancels what a client silent for all of it has in flight
 ENGINE_LOST = "engine_lost"
+INTERRUPTED = "interrupted"
 
 Answer = Delta | Outcome
 Request = Generate | Embed
@@ -162,7 +163,7 @@ class EngineClient:
             return False
         if self._in_flight and self._clock() - self._sent_at > PAUSE_SECONDS:
             self._cancelling.extend(self._in_flight)
-            self._lose("may have given this process up, which was paused or cut off,")
+            self._lose("may have given this process up, which was paused or cut off,", INTERRUPTED)
         if socket in events:
             self._receive(socket)
         self._watch()
@@ -217,7 +218,7 @@ class EngineClient:
             self._lose("was restarted")
         elif known is not None and known.session != hello.session:
             self._cancelling.extend(self._in_flight)  # those that were sent since
-            self._lose("had given this process up")
+            self._lose("had given this process up", INTERRUPTED)
         if known is None or (known.boot_id, known.session) != (hello.boot_id, hello.session):
             self._must_introduce = True
         with self._changed:
@@ -229,7 +230,8 @@ class EngineClient:
             self._cancelling.extend(self._in_flight)  # should it still live
             self._lose(f"has been silent for {SILENCE_SECONDS:.0f} s")
 
-    def _lose(self, what_happened: str) -> None:
+    def _lose(self, what_happened: str, code: str = ENGINE_LOST) -> None:
+        """code: `engine_lost` where the engine may have died of what was in flight."""
         lost = list(self._in_flight)
         self._in_flight.clear()
         with self._changed:
@@ -238,7 +240,7 @@ class EngineClient:
         for request_id in lost:
             sink = self._sinks.pop(request_id, None)
             if sink is not None:
-                sink(Failed(request_id, ENGINE_LOST, message, is_retryable=True))
+                sink(Failed(request_id, code, message, is_retryable=True))
         logger.warning("engine at %s %s; %d requests run again", self._endpoint, what_happened, len(lost))
 
     def _send(self, socket: "zmq.Socket[bytes]") -> None:

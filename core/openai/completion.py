@@ -58,6 +58,19 @@ class _Body(msgspec.Struct):
     stop_token_ids: list[TokenId] | None = None
     logit_bias: dict[str, Bias] | None = None
     response_format: dict[str, Any] | None = None
+    best_of: int | None = None
+    prompt_logprobs: Any = None
+    bad_words: Any = None
+    allowed_token_ids: Any = None
+    include_stop_str_in_output: Any = None
+    continue_final_message: Any = None
+    chat_template_kwargs: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    use_beam_search: Any = None
 
 
 class _ChatBody(_Body, kw_only=True):
@@ -76,7 +89,6 @@ class _TextBody(_Body, kw_only=True):
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | bool | None = None
     echo: bool | None = None
     suffix: str | None = None
-    best_of: int | None = None
 
 
 _chat_decoder = msgspec.json.Decoder(_ChatBody)
@@ -92,6 +104,18 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "echo": (None, False),
         "suffix": (None, ""),
         "stream": (None, False),
+        "prompt_logprobs": (None,),
+        "bad_words": (None, []),
+        "allowed_token_ids": (None, []),
+        "include_stop_str_in_output": (None, False),
+        "continue_final_message": (None, False),
+        "chat_template_kwargs": (None, {}),
+        "structured_outputs": (None,),
+        "guided_json": (None,),
+        "guided_regex": (None,),
+        "guided_choice": (None,),
+        "guided_grammar": (None,),
+        "use_beam_search": (None, False),
     }
 )
 
@@ -109,7 +133,8 @@ class CompletionRequest:
     token_ids: list[int] | None = None
     num_answers: int = 1
 
-    def to_generate(self, request_id: str, *, priority: int, stream: bool = False) -> Generate:
+    def to_generate(self, request_id: str, *, priority: int, stream: bool = False, prefix_scope: str = "") -> Generate:
+        """prefix_scope: whose prompts may share what was computed of them: a tenant."""
         return Generate(
             id=request_id,
             model=self.model,
@@ -120,6 +145,7 @@ class CompletionRequest:
             priority=priority,
             stream=stream,
             num_answers=self.num_answers,
+            prefix_scope=prefix_scope,
         )
 
 
@@ -177,8 +203,6 @@ def _check_message(index: int, message: Mapping[str, Any]) -> None:
 def _from_text(body: _TextBody) -> CompletionRequest:
     _refuse_unsupported(body)
     num_answers = body.n or 1
-    if body.best_of not in (None, num_answers):
-        raise Unsupported(f"best_of={body.best_of} is not offered; leave it out, or ask for n answers", param="best_of")
     num_logprobs = None if body.logprobs is None or body.logprobs is False else int(body.logprobs)
     sampling = _sampling(body, body.max_tokens or DEFAULT_TEXT_MAX_TOKENS, num_logprobs)
     prompt = body.prompt
@@ -195,6 +219,10 @@ def _from_text(body: _TextBody) -> CompletionRequest:
 
 
 def _refuse_unsupported(body: _Body) -> None:
+    if body.best_of not in (None, body.n or 1):
+        raise Unsupported(f"best_of={body.best_of} is not offered; leave it out, or ask for n answers", param="best_of")
+    if body.min_tokens and body.max_tokens and body.min_tokens > body.max_tokens:
+        raise InvalidRequest(f"min_tokens: expected at most max_tokens={body.max_tokens}", param="min_tokens")
     for name, accepted in _UNSUPPORTED.items():
         value = getattr(body, name, None)
         if value not in accepted:

@@ -8,7 +8,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 
-from core.errors import InvalidRequest, ModelFailure
+from core.errors import ModelFailure
+from core.prompts import PromptCodec
 
 Embeddings = npt.NDArray[np.float32]
 
@@ -19,6 +20,7 @@ class Encoder:
     def __init__(self, name: str, model: SentenceTransformer) -> None:
         self._model = model
         self._tokenizer = _own_tokenizer(name, model)
+        self._codec = PromptCodec(self._tokenizer, None)
         self._prompt = (model.prompts.get(model.default_prompt_name) or "") if model.default_prompt_name else ""
         self._prompt_tokens = self._num_prompt_tokens()
         self._pad_id = int(model.tokenizer.pad_token_id or 0)
@@ -35,12 +37,9 @@ class Encoder:
         return sum(tensor.numel() * tensor.element_size() for tensor in self._model.parameters())
 
     def tokenize(self, text: str) -> list[int]:
-        """With the model's default prompt and its special tokens, not truncated."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(f"expected text that UTF-8 can hold, got a lone surrogate: {error}") from error
-        return list(self._tokenizer.encode(self._prompt + text, add_special_tokens=True).ids)
+        """With the model's default prompt and its special tokens, not truncated. Raises ContextLengthExceeded where the
+        text is so long that it cannot fit."""
+        return self._codec.encode_text(self._prompt + text, self.max_tokens)
 
     @torch.inference_mode()
     def embed(self, inputs: Sequence[tuple[int, ...]]) -> Embeddings:
@@ -50,6 +49,13 @@ class Encoder:
             features["prompt_length"] = self._prompt_tokens
         output: torch.Tensor = self._model(features)["sentence_embedding"]
         return output.float().cpu().numpy()
+
+    def is_device_alive(self) -> bool:
+        """False after an error that poisons the whole CUDA context, from which only a new process recovers."""
+        try:
+            return bool((torch.zeros(1, device=self._model.device) + 1).item() == 1)
+        except RuntimeError:
+            return False
 
     def close(self) -> None:
         device = self._model.device

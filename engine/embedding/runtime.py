@@ -16,12 +16,14 @@ import numpy.typing as npt
 from core.errors import ContextLengthExceeded, InvalidRequest, MillraceError, ModelFailure
 from core.protocol import ONLINE_PRIORITY, Embed, Embedded, Timing, Usage
 from engine.embedding.pile import Input, Pile
+from engine.generation.flights import DeviceLost
 from engine.generation.meter import StepMeter
 from engine.runtime import Arrival, Gauges, Key, Reply, failed
 
 logger = logging.getLogger(__name__)
 
 MAX_INPUTS = 2048  # of one request, as OpenAI has it
+STEPS_UNTIL_RETRY = 256  # after memory ran out, until batches may be larger again
 
 TokenIds = tuple[int, ...]
 
@@ -39,6 +41,8 @@ class Encoding(Protocol):
     def tokenize(self, text: str) -> list[int]: ...
 
     def embed(self, inputs: Sequence[TokenIds]) -> npt.NDArray[np.float32]: ...
+
+    def is_device_alive(self) -> bool: ...
 
     def close(self) -> None: ...
 
@@ -72,6 +76,7 @@ class EmbeddingRuntime:
         self._pile = Pile()
         self._requests: dict[Key, _Request] = {}
         self._max_tokens = limits.max_tokens
+        self._num_good_steps = 0  # since memory ran out
         self._is_bulk_held = False
         self._num_steps = 0
         self._prompt_tokens = 0
@@ -121,6 +126,9 @@ class EmbeddingRuntime:
         batch = self._pile.take(self._max_tokens, self._limits.max_inputs)
         self._stamp(batch, started)
         replies = [reply for waiting, outcome in self._compute(batch) for reply in self._settle(waiting, outcome)]
+        self._num_good_steps += 1
+        if self._num_good_steps % STEPS_UNTIL_RETRY == 0:
+            self._max_tokens = min(self._limits.max_tokens, 2 * self._max_tokens)
         seconds = self._clock() - started
         self._num_steps += 1
         self._step_seconds += seconds
@@ -188,12 +196,15 @@ class EmbeddingRuntime:
         try:
             rows = self._encoder.embed([waiting.token_ids for waiting in batch])
         except Exception as error:  # whatever a model raises must not end the loop for all
+            if not self._encoder.is_device_alive():
+                raise DeviceLost("the device answers nothing any more; the engine must restart") from error
             if len(batch) == 1:
                 logger.warning("%s fails on an input of %d tokens: %r", self._name, batch[0].num_tokens, error)
                 return [(batch[0], ModelFailure(f"the model failed on this input: {type(error).__name__}: {error}"))]
             logger.warning("a batch of %d inputs failed; it runs in halves", len(batch), exc_info=error)
             if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
                 self._max_tokens = max(1, max(waiting.num_tokens for waiting in batch) * len(batch) // 2)
+                self._num_good_steps = 0
             middle = len(batch) // 2
             return self._compute(batch[:middle]) + self._compute(batch[middle:])
         return [(waiting, _checked(row)) for waiting, row in zip(batch, rows, strict=True)]

@@ -131,9 +131,9 @@ class Answers:
     def _encode(self, request: Generate) -> list[int]:
         check_prompt(request)
         if request.messages is not None:
-            return self._codec.encode_chat(request.messages)
+            return self._codec.encode_chat(request.messages, self._facts.context_tokens)
         if request.text is not None:
-            return self._codec.encode_text(request.text)
+            return self._codec.encode_text(request.text, self._facts.context_tokens)
         return list(request.token_ids or ())
 
     def _controls(self, sampling: Sampling, num_prompt_tokens: int) -> Controls | None:

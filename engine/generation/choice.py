@@ -35,11 +35,9 @@ class AnswerChoice:
         constraint = None if self.sequence.controls is None else self.sequence.controls.constraint
         if constraint is not None:
             constraint.take(token_id)
-        is_stop = token_id in self.sequence.sampling.stop_token_ids
-        is_end = is_stop or token_id in self._end_ids
+        is_end = token_id in self._end_ids or token_id in self.sequence.sampling.stop_token_ids
         num_read = self._text.num_read
-        # An end token is special in nearly every tokenizer, so that nothing of it shows.
-        text = self._push([token_id]) if self._reads_every_token and not is_stop else ""
+        text = self._push([token_id]) if self._reads_every_token and not is_end else ""
         if self._observed is not None and logprobs is not None and not is_end:
             self._observed.add(token_id, logprobs, num_read, self._text.num_read)
         if is_end or self._text.is_stopped or (constraint is not None and constraint.is_complete):
@@ -47,7 +45,7 @@ class AnswerChoice:
         elif self.sequence.num_answer_tokens >= self.sequence.max_answer_tokens:
             self.finish_reason = "length"
         if self.finish_reason is not None:
-            text += self._finish(is_stop=is_stop)
+            text += self._finish(is_end=is_end)
         return self._delta(text)
 
     def _push(self, token_ids: list[int]) -> str:
@@ -57,10 +55,10 @@ class AnswerChoice:
     def _can_stop(self) -> bool:
         return self.sequence.num_answer_tokens >= self.sequence.sampling.min_tokens
 
-    def _finish(self, *, is_stop: bool) -> str:
+    def _finish(self, *, is_end: bool) -> str:
         if not self._reads_every_token:
             token_ids = self.sequence.answer_ids
-            self._push(token_ids[:-1] if is_stop else token_ids)
+            self._push(token_ids[:-1] if is_end else token_ids)
         rest = self._text.finish(can_stop=self._can_stop)
         if self._text.is_stopped:  # its last characters may have completed a stop string
             self.finish_reason = "stop"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import OutOfMemoryError
 
-from core.errors import MillraceError, ModelFailure, Overloaded
+from core.errors import MillraceError, ModelFailure
 from engine.generation.execution import Launch, Sampled, StepRunner
 from engine.generation.scheduler import Piece, Step
 from engine.generation.sequence import PENDING, Sequence
@@ -176,5 +176,6 @@ def _expect(piece: Piece) -> None:
 
 def _failure(error: Exception) -> MillraceError:
     if isinstance(error, OutOfMemoryError):
-        return Overloaded("the device ran out of memory on this request; try again, with fewer slots or a shorter one")
+        # Not `overloaded`: it ran alone, so that another try would end the same way.
+        return ModelFailure("the device ran out of memory on this request, which ran alone; send a shorter one")
     return ModelFailure(f"the model failed on this request: {type(error).__name__}: {error}")

@@ -6,12 +6,15 @@ alone take is measured by the engine itself, step by step, and follows the model
 Where somebody decodes who waits for the answer (`ONLINE_PRIORITY`), prompts may make a step `ONLINE_GROWTH` times as
 long as decoding alone. Where only bulk work decodes, nobody watches its tokens come, and larger steps are better used:
 they may take `BULK_STEP_SECONDS`, which is what an online request that arrives in the middle has to wait for, or
-`BULK_GROWTH` times decoding alone, whichever is more. Where nobody decodes, the whole of `most` is free.
+`BULK_GROWTH` times decoding alone, whichever is more. Where nobody decodes, a step may take `ALONE_STEP_SECONDS`, for a
+slow machine must not look stuck. Until something was measured, pieces are small.
 """
 
 ONLINE_GROWTH = 1.7  # promised is 2; steps vary
 BULK_GROWTH = 4.0
 BULK_STEP_SECONDS = 1.0
+ALONE_STEP_SECONDS = 5.0
+UNMEASURED_TOKENS = 256
 LEAST_TOKENS = 8
 
 _WEIGHT = 0.3  # of the newest measurement against all before it
@@ -45,8 +48,10 @@ class PrefillBudget:
     def num_tokens(self, num_decode: int, *, is_online: bool) -> int:
         """is_online: whether one of them waits for its answer."""
         decode = self._decode_estimate(num_decode)
-        if num_decode == 0 or not decode or not self._token_seconds:
-            return self.most
+        if not self._token_seconds:
+            return min(self.most, UNMEASURED_TOKENS)
+        if num_decode == 0 or not decode:
+            return max(self._least, min(self.most, int(ALONE_STEP_SECONDS / self._token_seconds)))
         allowed = ONLINE_GROWTH * decode if is_online else max(BULK_GROWTH * decode, BULK_STEP_SECONDS)
         return max(self._least, min(self.most, int((allowed - decode) / self._token_seconds)))
 

@@ -42,8 +42,8 @@ class KvGrid:
     def write(self, layer: int, cells: Tensor, key: Tensor, value: Tensor) -> None:
         """cells: (tokens,) int64, row * columns + column. key, value: (1, kv_heads, tokens, head_dim)."""
         if layer not in self._keys:
-            self._keys[layer] = self._empty(key)
-            self._values[layer] = self._empty(value)
+            keys, values = self._empty(key), self._empty(value)  # both or, where memory is short, none
+            self._keys[layer], self._values[layer] = keys, values
         pair = self._keys[layer], self._values[layer]
         if self.kernels is not None and self.kernels.can_take(key, value, *pair):
             self.kernels.write(pair, cells, key, value)
@@ -85,5 +85,9 @@ def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     everybody for as long as it takes to write all of it, most of which nobody needs yet."""
     if like.device.type != "cpu":
         return like.new_zeros(shape)
-    memory = mmap.mmap(-1, math.prod(shape) * like.element_size())
+    num_bytes = math.prod(shape) * like.element_size()
+    try:
+        memory = mmap.mmap(-1, num_bytes)
+    except (OSError, MemoryError) as error:
+        raise torch.OutOfMemoryError(f"the system gave no {num_bytes} bytes for K/V: {error}") from error
     return torch.frombuffer(memory, dtype=like.dtype).view(shape)

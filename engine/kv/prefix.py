@@ -117,7 +117,9 @@ class PrefixIndex:
         """Make room for so many blocks, no fewer than are pinned."""
         self._capacity = capacity
         while len(self._stored) > capacity:
-            self._evict()
+            oldest = self._oldest()
+            assert oldest is not None
+            self._evict(oldest)
         if self._size > capacity:
             self._size = capacity
             self._free = [place for place in self._free if place < capacity]
@@ -182,18 +184,21 @@ class PrefixIndex:
             self._free = list(range(self._size, size))
             self._size = size
         if not self._free:
-            oldest = next(iter(self._stored), None)
-            if oldest is None or oldest in chosen or oldest in self._pinned:
+            oldest = self._oldest()
+            if oldest is None or oldest in chosen:
                 return False
-            self._evict()
+            self._evict(oldest)
         block.place = heapq.heappop(self._free)
         self._stored[block] = None
         self._saves[block] = _row(block)
         return True
 
-    def _evict(self) -> None:
-        block = next(iter(self._stored))
-        assert block not in self._pinned
+    def _oldest(self) -> Block | None:
+        """The least recently used one that is not pinned: what is about to be loaded may be older than what others have
+        just left."""
+        return next((block for block in self._stored if block not in self._pinned), None)
+
+    def _evict(self, block: Block) -> None:
         self._unstore(block)
         self._drop(block)
 

@@ -16,6 +16,7 @@ from engine.kv.pool import BlockCopy, Copy, RowOrders
 from engine.kv.prefix import BLOCK_TOKENS, Block, PrefixIndex
 
 SMALLEST_WIDTH = 256
+_ROOMY_PARTS = 4  # of the budget: a smaller grid stays as it is when nobody is left in it
 
 
 class SlotPool:
@@ -130,6 +131,9 @@ class SlotPool:
         heapq.heappush(self._free, _slot(sequence))
         sequence.slot = None
         sequence.num_cached_tokens = 0
+        if not self._rows and self._shape[0] * self._shape[1] > self.budget_tokens // _ROOMY_PARTS:
+            self._shape = (0, 0)  # after a burst the room belongs to known prefixes again
+            self._resize_store()
 
     def _close_gaps(self) -> list[Copy]:
         """The last row comes into the first gap, until there is none."""

@@ -95,7 +95,8 @@ class SchemaConstraint:
 
     @property
     def is_complete(self) -> bool:
-        return self._matcher.is_stopped()
+        """False after an error, such as a bound of the library: the next token fails the row then."""
+        return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def fill(self, mask: NDArray[np.uint8]) -> None:
         matcher = self._matcher

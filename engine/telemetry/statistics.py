@@ -30,6 +30,8 @@ class Rate:
         """Per second. `total` never falls, but for a model that was unloaded: then the count begins anew."""
         if self._samples and total < self._samples[-1][1]:
             self._samples.clear()
+        if self._samples and now - self._samples[-1][0] > RATE_SECONDS:  # nobody counted meanwhile: all was at rest
+            self._samples = deque([(now - _SAMPLE_SECONDS, self._samples[-1][1])])
         if not self._samples or now - self._samples[-1][0] >= _SAMPLE_SECONDS:
             self._samples.append((now, total))
         while len(self._samples) > 1 and self._samples[1][0] <= now - RATE_SECONDS:

@@ -5,7 +5,7 @@ import json
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from core.job import JobState, ServiceClass
 from core.openai.completion import TEXT_ENDPOINT
+from core.protocol import Failed, Generate
 from db import jobs
 from tasks import reconciler
 from tasks.intake import validate
@@ -23,7 +24,7 @@ from tests.engine_process import engine_process
 from tests.polling import until
 from tests.world import MODEL, World, changed, chat_line
 from workers.chunk_run import EngineChunkRunner, RunnerOptions
-from workers.engine_client import EngineClient, probe
+from workers.engine_client import EngineClient, Sink, probe
 
 DEADLINE_SECONDS = 60.0
 
@@ -257,3 +258,52 @@ def test_leases_are_renewed_while_an_answer_takes_long(node: Node) -> None:
     assert run.is_done
     with node.world.database.begin() as session:
         assert session.execute(text("SELECT max(attempt) FROM chunks")).scalar() == 1
+
+
+def test_what_tenants_have_in_common_is_shared_within_a_tenant_alone(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a job of some tenant
+    node.start_engine()
+    node.world.start_job(3)
+    with node.world.database.begin() as session:
+        session.execute(text("UPDATE jobs SET tenant = 'somebody'"))
+    sent: list[Generate] = []
+    submit = EngineClient.submit
+
+    def watched(client: EngineClient, requests: Sequence[Generate], sink: Sink) -> None:
+        sent.extend(requests)
+        submit(client, requests, sink)
+
+    monkeypatch.setattr(EngineClient, "submit", watched)
+    # When
+    node.runner().run(ServiceClass.BATCH)
+    # Then
+    assert [request.prefix_scope for request in sent] == ["somebody"] * 3
+
+
+def test_a_request_that_never_arrived_is_sent_again_and_the_chunk_goes_on(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a link that loses the first request
+    node.start_engine()
+    node.world.start_job(10)
+    lost: list[str] = []
+    submit = EngineClient.submit
+
+    def losing(client: EngineClient, requests: Sequence[Generate], sink: Sink) -> None:
+        if not lost:
+            lost.append(requests[0].id)
+            sink(Failed(requests[0].id, "not_received", "the request never arrived", is_retryable=True))
+            requests = requests[1:]
+        assert lost[0] not in [request.id for request in requests]
+        submit(client, requests, sink)
+
+    monkeypatch.setattr(EngineClient, "submit", losing)
+    # When
+    run = node.runner().run(ServiceClass.BATCH)
+    # Then
+    assert run is not None
+    assert run.is_done
+    assert {status for status, _ in outcomes(node.world).values()} == {200}
+    assert chunk(node.world) == ("done", 1, 0, 0)

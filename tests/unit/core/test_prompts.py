@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from core.errors import ConfigurationError, InvalidRequest
+from core.errors import ConfigurationError, ContextLengthExceeded, InvalidRequest
 from core.prompts import PromptCodec
 
 SAMPLE = [
@@ -282,3 +282,23 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{ not json")
     with pytest.raises(ConfigurationError, match=name):
         PromptCodec.load(tmp_path)
+
+
+class TestLongTexts:
+    def test_what_cannot_fit_is_refused_before_it_is_tokenized(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a model whose longest token has 4 letters
+        codec = PromptCodec(Tokenizer(models.WordLevel({"aaaa": 0, "b": 1}, unk_token="b")), None)
+
+        # Then
+        with pytest.raises(ContextLengthExceeded, match="40000 bytes, more than 9999 tokens"):
+            codec.encode_text("a" * 40_000, max_tokens=9_999)
+        assert len(codec.encode_text("a" * 40_000, max_tokens=10_000)) == 1
+
+    def test_a_long_text_has_the_tokens_that_its_parts_have(self) -> None:
+        # Given
+        tokenizer = Tokenizer(models.WordLevel({"b": 0, "a": 1}, unk_token="b"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        codec = PromptCodec(tokenizer, None)
+
+        # Then
+        assert codec.encode_text("a b " * 10_000) == [1, 0] * 10_000

@@ -45,3 +45,16 @@ def test_it_says_how_urgent_the_next_one_is() -> None:
     assert intake.best_priority == 0
     intake.remove((b"c", "a"))
     assert intake.best_priority is None
+
+
+def test_what_was_removed_takes_no_room_for_long() -> None:
+    # Given one that stays at the head while thousands come and go
+    intake = Intake()
+    intake.push(arrival("head", priority=1))
+    for number in range(5_000):
+        intake.push(arrival(str(number)))
+        intake.remove((b"c", str(number)))
+    # Then
+    assert len(intake) == 1
+    assert len(intake._heap) < 200
+    assert intake.pop().request.id == "head"

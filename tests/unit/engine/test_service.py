@@ -6,7 +6,7 @@ from core.errors import EngineLost
 from core.protocol import Cancel, Confirm, Embed, Failed, Load, Unload
 from engine.link import ClientLost, LinkBroken
 from engine.service import Stop
-from tests.engine_scene import LIMIT_CELSIUS, Scene, ask
+from tests.engine_scene import LIMIT_CELSIUS, Scene, Stepper, ask
 
 
 def test_models_with_work_step_in_turn() -> None:
@@ -15,6 +15,22 @@ def test_models_with_work_step_in_turn() -> None:
     scene.turn(6)
     assert [entry for entry in scene.journal if entry.endswith("steps")] == ["a steps", "b steps"] * 3
     assert scene.finished() == ["1", "2"]
+
+
+def test_models_share_the_time_of_the_device_and_not_the_number_of_steps() -> None:
+    # Given a model whose steps take three times as long as the other's
+    scene = Scene()
+    for name, seconds in (("a", 3.0), ("b", 1.0)):
+        runtime = scene.registry.models[name].runtime
+        assert isinstance(runtime, Stepper)
+        runtime.step_seconds = seconds
+    # When both always have something to do
+    for number in range(24):
+        scene.post(ask(f"a{number}", "a"), ask(f"b{number}", "b"))
+        scene.turn()
+    # Then
+    steps = [entry[0] for entry in scene.journal if entry.endswith("steps")]
+    assert (steps.count("a"), steps.count("b")) == (6, 18)
 
 
 def test_tokenization_pauses_for_steps_and_lets_the_urgent_go_first() -> None:
@@ -67,7 +83,7 @@ def test_a_client_that_asks_hears_of_requests_that_nobody_knows() -> None:
     scene.turn()
     scene.post(Confirm(["here", "gone", "gone"]))
     scene.turn()
-    assert scene.failures() == {"gone": "interrupted"}
+    assert scene.failures() == {"gone": "not_received"}
     assert len(scene.sent[b"c"]) == 1
 
 

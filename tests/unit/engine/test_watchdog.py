@@ -48,6 +48,21 @@ def test_a_loop_that_never_lets_go_of_the_gil_ends_by_sigalrm_with_its_stack() -
     assert "in stuck_with_gil" in ended.stderr
 
 
+def test_time_in_which_the_process_was_stopped_does_not_count() -> None:
+    # Given a turn of the loop that is short, but for a stop in its middle that is longer than the limit
+    act = """
+import os, subprocess
+subprocess.Popen([sys.executable, "-c", f"import os, signal, time; os.kill({os.getpid()}, signal.SIGSTOP); "
+    f"time.sleep(1.5); os.kill({os.getpid()}, signal.SIGCONT)"])
+threading.Event().wait(2.0)
+watchdog.rest()
+print("done")
+"""
+    # When / Then
+    ended = run(act, 1.2)
+    assert (ended.returncode, ended.stdout) == (0, "done\n")
+
+
 @pytest.mark.parametrize(
     ("act", "limit_seconds"),
     [

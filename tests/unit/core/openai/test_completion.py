@@ -163,6 +163,9 @@ class TestRefusals:
     def test_a_bias_on_what_is_no_token_id_is_refused(self, bias: object) -> None:
         assert refused(CHAT_ENDPOINT, chat(logit_bias=bias)).param == "logit_bias"
 
+    def test_more_tokens_at_least_than_at_most_are_refused(self) -> None:
+        assert refused(CHAT_ENDPOINT, chat(min_tokens=5, max_tokens=4)).param == "min_tokens"
+
     def test_a_bias_beyond_openais_range_is_refused(self) -> None:
         assert refused(CHAT_ENDPOINT, chat(logit_bias={"1": 101})).code == "invalid_type"
 
@@ -209,6 +212,14 @@ class TestRefusals:
             ("stream", True),
             ("tools", [{"type": "function"}]),
             ("functions", [{"name": "f"}]),
+            ("best_of", 2),
+            ("guided_json", {"type": "object"}),
+            ("structured_outputs", {"regex": "a"}),
+            ("bad_words", ["x"]),
+            ("allowed_token_ids", [1]),
+            ("chat_template_kwargs", {"enable_thinking": False}),
+            ("include_stop_str_in_output", True),
+            ("prompt_logprobs", 1),
             ("modalities", ["audio"]),
             ("audio", {"voice": "x"}),
         ],

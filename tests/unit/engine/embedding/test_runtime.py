@@ -14,6 +14,7 @@ from core.errors import ContextLengthExceeded, InvalidRequest
 from core.protocol import Embed, Embedded, Failed, Generate
 from engine.embedding.encoder import Encoder
 from engine.embedding.runtime import BatchLimits, EmbeddingRuntime, Encoding
+from engine.generation.flights import DeviceLost
 from engine.runtime import Arrival
 from tests.embedding_models import DIMENSIONS, MAX_TOKENS, WORDS, save_embedding_model
 
@@ -40,6 +41,9 @@ class ArithmeticEncoder:
             raise RuntimeError("broken kernel")
         rows = [self._row(token_ids) for token_ids in inputs]
         return np.array(rows, dtype=np.float32)
+
+    def is_device_alive(self) -> bool:
+        return True
 
     def close(self) -> None:
         self.batches.clear()
@@ -257,6 +261,20 @@ def test_batches_shrink_for_good_when_memory_runs_out() -> None:
     # Then
     assert len(vectors(outcome)) == 20
     assert max(map(len, encoder.batches)) == 4
+
+
+def test_a_lost_device_ends_the_engine_and_not_every_request() -> None:
+    # Given
+    class LostEncoder(ArithmeticEncoder):
+        def is_device_alive(self) -> bool:
+            return False
+
+    target = runtime(LostEncoder())
+    submit(target, "any", [text(POISON - 4)])
+
+    # Then
+    with pytest.raises(DeviceLost):
+        run(target)
 
 
 def test_steps_are_counted_by_how_many_inputs_they_had() -> None:

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.generation.prefill_budget import BULK_GROWTH, BULK_STEP_SECONDS, LEAST_TOKENS, PrefillBudget
+from engine.generation.prefill_budget import (
+    BULK_GROWTH,
+    BULK_STEP_SECONDS,
+    LEAST_TOKENS,
+    UNMEASURED_TOKENS,
+    PrefillBudget,
+)
 
 MOST = 512
 
@@ -39,13 +45,30 @@ class Device:
 
 
 def test_without_anybody_who_decodes_the_whole_budget_is_free() -> None:
-    device = Device(token=1.0)
+    device = Device()
     device.warm_up()
     assert device.budget.num_tokens(0, is_online=False) == MOST
 
 
-def test_before_anything_was_measured_the_whole_budget_is_free() -> None:
-    assert PrefillBudget(MOST).num_tokens(3, is_online=True) == MOST
+def test_a_device_that_is_very_slow_gets_steps_that_nobody_takes_for_stuck() -> None:
+    # Given a device that would need 512 s for the whole budget
+    device = Device(token=1.0)
+
+    # When it processes prompts alone, ever as many tokens as it may
+    taken = [device.budget.num_tokens(0, is_online=False)]
+    for _ in range(8):
+        device.beside(0)
+        taken.append(device.budget.num_tokens(0, is_online=False))
+
+    # Then the first piece is small and those that follow take seconds
+    assert taken[0] == UNMEASURED_TOKENS
+    assert taken[1:] == [LEAST_TOKENS] * 8
+
+
+@pytest.mark.parametrize("num_decode", [0, 3])
+def test_before_anything_was_measured_pieces_are_small(num_decode: int) -> None:
+    assert PrefillBudget(MOST).num_tokens(num_decode, is_online=True) == UNMEASURED_TOKENS
+    assert PrefillBudget(100).num_tokens(num_decode, is_online=True) == 100
 
 
 @given(

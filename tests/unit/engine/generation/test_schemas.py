@@ -7,12 +7,13 @@ import pytest
 
 from core.errors import MillraceError
 from core.prompts import PromptCodec
-from core.protocol import Finished, Sampling
+from core.protocol import Failed, Finished, Sampling
 from tests.engine_harness import Harness, random_prompt
 from tests.engine_models import number_tokenizer, tiny_model, tiny_tokenizer
 
 BYTES = PromptCodec(tiny_tokenizer(), None)
 
+LONG = '{"type": "array", "items": {"type": "integer"}, "minItems": 40}'
 SCHEMAS: list[dict[str, Any]] = [
     {"type": "object"},
     {"type": "integer"},
@@ -107,12 +108,12 @@ def ask_alone(sampling: Sampling) -> str:
 
 def test_an_answer_within_a_schema_that_its_limit_cuts_ends_for_length() -> None:
     harness = Harness(tiny_model("llama"), BYTES)
-    harness.submit("cut", random_prompt(6), Sampling(max_tokens=4, json_schema='{"type": "object"}'))
+    harness.submit("cut", random_prompt(6), Sampling(seed=1, max_tokens=4, json_schema=LONG))
     harness.run()
     finished = harness.outcomes["cut"]
     assert isinstance(finished, Finished)
     assert (finished.finish_reason, finished.usage.completion_tokens) == ("length", 4)
-    assert finished.text.startswith("{")
+    assert finished.text.startswith("[")
 
 
 @pytest.mark.parametrize(
@@ -153,3 +154,29 @@ def test_a_schema_holds_after_its_sequence_gave_way() -> None:
     # Then it is the answer that it would have been
     assert crowd.outcomes["one"].text == alone  # type: ignore[union-attr]
     assert len(json.loads(alone)) == 8
+
+
+def test_a_schema_beyond_what_the_library_follows_fails_and_is_no_half_an_answer() -> None:
+    # Given rows of a choice between so many wide objects that the library gives up within the answer
+    choices = [
+        {
+            "type": "object",
+            "properties": {f"k{choice}_{number}": {"type": "string"} for number in range(30)},
+            "additionalProperties": False,
+        }
+        for choice in range(60)
+    ]
+    harness = Harness(tiny_model("llama"), BYTES, num_slots=4)
+
+    # When
+    for seed in range(4):
+        sampling = Sampling(temperature=1, seed=seed, max_tokens=200, json_schema=json.dumps({"anyOf": choices}))
+        harness.submit(str(seed), random_prompt(20), sampling)
+    harness.run()
+
+    # Then
+    outcomes = list(harness.outcomes.values())
+    for outcome in outcomes:
+        if isinstance(outcome, Finished) and outcome.finish_reason == "stop":
+            json.loads(outcome.text)
+    assert any("JSON schema" in outcome.message for outcome in outcomes if isinstance(outcome, Failed))

@@ -154,3 +154,38 @@ def test_after_all_memory_was_lost_nothing_is_known_and_everything_works() -> No
         pool.admit(newcomer)
         assert newcomer.num_cached_tokens == 0
     assert pool.take_orders().saves == []
+
+
+def test_after_a_burst_the_room_belongs_to_known_prefixes_again() -> None:
+    # Given a burst that made the grid as large as the budget, of which nobody is left
+    pool = SlotPool(8, 4_096, 2_048)
+    burst = [sequence(order, 1_500 if order == 0 else 100) for order in range(2)]
+    run(pool, *burst)
+    for one in burst:
+        pool.release(one)
+    pool.take_orders()
+    # When a conversation comes twice
+    first, second = sequence(7, 600), sequence(7, 640)
+    run(pool, first)
+    pool.release(first)
+    pool.admit(second)
+    # Then its second turn finds the first
+    assert second.num_cached_tokens == 576
+
+
+def test_what_is_about_to_be_loaded_stays_while_younger_prefixes_give_way() -> None:
+    # Given a sequence that is about to load what is older than all that bulk work has just left
+    pool = SlotPool(8, 2_304, 1_024)
+    known = sequence(0, 130)
+    run(pool, known)
+    pool.release(known)
+    bulk = [sequence(order, 200) for order in (1, 2, 3)]
+    run(pool, *bulk)
+    again = sequence(0, 139)
+    pool.admit(again)
+    for one in bulk:
+        pool.release(one)
+    # When a long one makes the store shrink
+    pool.admit(sequence(9, 600))
+    # Then
+    assert [copy.index for copy in pool.take_orders().loads] == [0, 1, 2, 3]

@@ -1,5 +1,7 @@
 """K/V that go from rows to the store and back are the same."""
 
+import mmap
+
 import pytest
 import torch
 from torch import Tensor
@@ -78,3 +80,24 @@ def test_an_empty_store_takes_no_memory(grid: KvGrid) -> None:
     store.save([BlockCopy(1, 2, 2)])
     store.load([BlockCopy(1, 0, 0)])
     assert all(torch.equal(block(tensor, 0, 0), block(tensor, 2, 2)) for tensor in grid.tensors())
+
+
+def test_a_grid_that_gets_no_memory_for_its_values_has_no_keys_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a system that refuses the second allocation, once
+    calls = []
+
+    def refusing(file: int, length: int) -> mmap.mmap:
+        calls.append(length)
+        if len(calls) == 2:
+            raise OSError(12, "Cannot allocate memory")
+        return allocate(file, length)
+
+    allocate = mmap.mmap
+    monkeypatch.setattr("engine.kv.grid.mmap.mmap", refusing)
+    grid = KvGrid((2, 8))
+    new = torch.ones(1, 2, 3, 4)
+    # When / Then
+    with pytest.raises(torch.OutOfMemoryError, match="no 512 bytes"):
+        grid.write(0, torch.arange(3), new, new)
+    grid.write(0, torch.arange(3), new, new)
+    assert grid.values(0)[0, :3].eq(1).all()

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from core.protocol import DeviceReading
-from engine.telemetry.sensor import DeviceMonitor, SensorUnavailable
+from engine.telemetry.sensor import STALE_SECONDS, DeviceMonitor, SensorUnavailable
 from tests.polling import until
 
 
@@ -64,3 +64,37 @@ def test_a_driver_that_never_answers_keeps_nobody_waiting() -> None:
     assert monitor.reading is None
     monitor.close()
     release.set()
+
+
+def test_a_driver_that_raises_what_nobody_expected_does_not_end_the_thread() -> None:
+    # Given
+    class Odd:
+        def __init__(self) -> None:
+            self.num_reads = 0
+
+        def read(self) -> DeviceReading:
+            self.num_reads += 1
+            if self.num_reads == 2:
+                raise ValueError("a field that no driver had before")
+            return DeviceReading(temperature_celsius=40.0)
+
+    odd = Odd()
+    monitor = DeviceMonitor(odd, interval_seconds=0.001)
+    # When
+    monitor.start()
+    # Then
+    until(lambda: odd.num_reads > 3)
+    assert monitor.reading == DeviceReading(temperature_celsius=40.0)
+    monitor.close()
+
+
+def test_a_reading_that_has_become_old_counts_for_nothing() -> None:
+    # Given
+    now = 0.0
+    monitor = DeviceMonitor(Thermometer(DeviceReading(temperature_celsius=95.0)), clock=lambda: now)
+    monitor.look()
+    # When / Then
+    now = STALE_SECONDS
+    assert monitor.reading is not None
+    now = STALE_SECONDS + 0.1
+    assert monitor.reading is None

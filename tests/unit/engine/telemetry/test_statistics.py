@@ -71,3 +71,14 @@ def test_a_greeting_knows_what_holds_now_though_the_loop_is_stuck() -> None:
     # And no turn is no age
     instruments.watchdog.rest()
     assert greeting(snapshot, instruments).stats.step_age_seconds == 0.0
+
+
+def test_after_a_rest_the_rate_is_that_of_now() -> None:
+    # Given 100 tokens, and an hour in which nobody counted
+    rate = Rate()
+    rate.observe(0, 0.0)
+    rate.observe(100, 1.0)
+    # When 200 tokens a second come
+    rates = [rate.observe(100 + 50 * quarter, 3_600 + 0.25 * quarter) for quarter in range(1, 5)]
+    # Then
+    assert rates == pytest.approx([200.0] * 4)
