@@ -60,13 +60,14 @@ class Harness:
 
 @torch.inference_mode()
 def own_answer(model: Any, prompt: list[int], num_tokens: int) -> list[int]:
-    """What transformers' `generate` answers greedily to this prompt alone."""
+    """What transformers' `generate` answers greedily to this prompt alone, its end token left out."""
     model.set_attn_implementation("eager")
     ids = torch.tensor([prompt])
     output = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False, pad_token_id=0
     )
-    return [int(token) for token in output[0, len(prompt) :]]
+    answer = [int(token) for token in output[0, len(prompt) :]]
+    return answer[:-1] if answer[-1] == model.generation_config.eos_token_id else answer
 
 
 def random_prompt(length: int, seed: int = 0) -> list[int]:

@@ -111,7 +111,7 @@ def test_a_request_that_got_lost_on_its_way_may_run_again(tmp_path: Path, engine
         # When the client has waited long enough to ask
         lost = [answer for answer in take(answers, 3) if isinstance(answer, Failed)]
         # Then it hears that they never arrived, and nothing of the one that is known
-        assert [(failure.code, failure.is_retryable) for failure in lost] == [("interrupted", True)] * 3
+        assert [(failure.code, failure.is_retryable) for failure in lost] == [("not_received", True)] * 3
         assert {failure.id for failure in lost} == {request.id for request in requests(3)}
         assert answers.empty()
 
@@ -176,7 +176,7 @@ def test_a_client_that_was_given_up_runs_again_what_it_had_in_flight(tmp_path: P
         # When the engine greets as if it had never seen the client
         session[0] = 2
         # Then they are lost
-        assert {answer.code for answer in take(answers, 3) if isinstance(answer, Failed)} == {"engine_lost"}
+        assert {answer.code for answer in take(answers, 3) if isinstance(answer, Failed)} == {"interrupted"}
 
 
 def test_cancelling_what_has_just_ended_ends_it_once(tmp_path: Path, engine: str) -> None:
