@@ -107,6 +107,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             pattern="^(auto|rows|pages)$",
         ),
     ] = "auto"
+    engine_graphs: Annotated[
+        str,
+        Meta(
+            description="Whether a GPU's decode steps are CUDA graphs: `auto` (where the model allows it), `off`.",
+            pattern="^(auto|off)$",
+        ),
+    ] = "auto"
     engine_prefix_reuse: Annotated[
         str,
         Meta(

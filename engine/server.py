@@ -19,6 +19,7 @@ from core.lifeline import follow_parent
 from core.protocol import EngineStats, Hello
 from engine.embedding.kind import holds_embedder
 from engine.link import Link, Patience
+from engine.models.weight_files import stored_bytes
 from engine.null import PREFIX, NullModel
 from engine.options import EngineOptions, parse_options
 from engine.registry import Loader, Registry
@@ -93,6 +94,7 @@ def _loader(options: EngineOptions) -> Loader:
             return NullModel.from_source(source, options.num_slots)
         from engine.models.loading import LoadOptions, load_generator  # torch; seconds
 
+        others = [other for other in options.models.items() if other != (name, source)]
         load_options = LoadOptions(
             device=options.device,
             dtype=options.dtype,
@@ -103,7 +105,9 @@ def _loader(options: EngineOptions) -> Loader:
             native=options.native,
             prefix_reuse=options.prefix_reuse,
             kv=options.kv,
+            graphs=options.graphs,
             num_models=len(options.models),
+            other_weight_bytes=sum(stored_bytes(other) for _, other in others),
             num_threads=options.num_threads,
         )
         if not holds_embedder(source):

@@ -74,6 +74,7 @@ def _engine_arguments(settings: Settings, device: Device, endpoint: str) -> list
     arguments += ["--slots", str(settings.engine_slots), "--prefill-tokens", str(settings.engine_prefill_tokens)]
     arguments += ["--kv", settings.engine_kv]
     arguments += ["--no-native"] * (settings.engine_kernels == "torch")
+    arguments += ["--no-graphs"] * (settings.engine_graphs == "off")
     arguments += ["--no-prefix-reuse"] * (settings.engine_prefix_reuse == "off")
     return [
         *arguments,

@@ -16,6 +16,7 @@ _NUM_PROMPTS = 64
 
 def measure_steps(scene: Scene) -> None:
     """Decode steps per batch size over prompts of 512 tokens; then 64 prompts of 1,024 tokens."""
+    bandwidth(scene)
     model = build(scene.size.small_shape(), scene.device, scene.dtype)
     num_prompt_tokens = _PROMPT_TOKENS // scene.size.divisor
     capacity = Capacity(max(scene.size.batch_sizes), 4 * num_prompt_tokens + 2 * scene.size.num_steps)

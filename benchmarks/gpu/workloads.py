@@ -4,6 +4,7 @@
 """
 
 import random
+from dataclasses import dataclass
 
 from benchmarks.gpu.bandwidth import bandwidth
 from benchmarks.gpu.driver import Capacity, Request, Run, open_generator, run, warm_up
@@ -13,6 +14,14 @@ from benchmarks.gpu.shapes import Traffic, build, traffic
 NANO_VLLM_REQUESTS = 256
 NANO_VLLM_ANSWER_TOKENS = 133_966
 _NANO_VLLM_CONTEXT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a model must read, and how fast its device does that at best."""
+
+    needed: Traffic
+    bytes_per_second: float
 
 
 def nano_vllm_requests(divisor: int = 1, vocabulary_size: int = 10_001) -> list[Request]:
@@ -27,16 +36,19 @@ def nano_vllm_requests(divisor: int = 1, vocabulary_size: int = 10_001) -> list[
 
 def measure_nano_vllm(scene: Scene) -> None:
     """256 requests at once, a model of Qwen3-0.6B's shape."""
+    bytes_per_second = bandwidth(scene)
     model = build(scene.size.small_shape(), scene.device, scene.dtype)
     requests = nano_vllm_requests(scene.size.divisor, model.config.vocab_size)
     generator = open_generator(scene, model, Capacity(len(requests), _NANO_VLLM_CONTEXT // scene.size.divisor))
     warm_up(generator, model.config.vocab_size)
-    _report(scene, "nano_vllm", requests, run(generator, requests), traffic(model))
+    bound = Bound(traffic(model), bytes_per_second)
+    _report(scene, "nano_vllm", requests, run(generator, requests), bound)
     generator.close()
 
 
 def measure_llama_8b(scene: Scene) -> None:
     """300 requests of 1,000 prompt and 1,000 answer tokens at once, a model of Llama-3.1-8B's shape."""
+    bytes_per_second = bandwidth(scene)
     model = build(scene.size.large_shape(), scene.device, scene.dtype)
     vocabulary, divisor = model.config.vocab_size, scene.size.divisor
     chance = random.Random(0)
@@ -45,21 +57,22 @@ def measure_llama_8b(scene: Scene) -> None:
     requests = [Request(prompt, length) for prompt in prompts]
     generator = open_generator(scene, model, Capacity(len(requests), 2 * length + 48))
     warm_up(generator, vocabulary)
-    _report(scene, "llama_8b", requests, run(generator, requests), traffic(model))
+    bound = Bound(traffic(model), bytes_per_second)
+    _report(scene, "llama_8b", requests, run(generator, requests), bound)
     generator.close()
 
 
-def _report(scene: Scene, name: str, requests: list[Request], result: Run, needed: Traffic) -> None:
+def _report(scene: Scene, name: str, requests: list[Request], result: Run, bound: Bound) -> None:
     expected = sum(request.num_answer_tokens for request in requests)
     if result.num_answer_tokens != expected:
         raise RuntimeError(f"expected {expected} answer tokens, got {result.num_answer_tokens}")
     num_live = sum(_live_tokens(len(request.prompt), request.num_answer_tokens) for request in requests)
-    num_bytes = result.num_steps * needed.weight_bytes + num_live * needed.kv_bytes_per_token
+    num_bytes = result.num_steps * bound.needed.weight_bytes + num_live * bound.needed.kv_bytes_per_token
     scene.report.add(f"{name}_tokens_per_second", result.tokens_per_second, "answer tokens/s")
     scene.report.add(f"{name}_answer_tokens", result.num_answer_tokens, "tokens")
     scene.report.add(f"{name}_seconds", result.seconds, "s")
     scene.report.add(f"{name}_ms_per_step", 1000 * result.seconds / result.num_steps, "ms")
-    scene.report.add(f"{name}_share_of_bandwidth", num_bytes / bandwidth(scene) / result.seconds, "of the bound")
+    scene.report.add(f"{name}_share_of_bandwidth", num_bytes / bound.bytes_per_second / result.seconds, "of the bound")
 
 
 def _live_tokens(num_prompt_tokens: int, num_answer_tokens: int) -> int:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from core.errors import ModelFailure
 from core.prompts import PromptCodec
+from engine.gpu.allocator import allocator
 
 Embeddings = npt.NDArray[np.float32]
 
@@ -61,7 +62,7 @@ class Encoder:
         device = self._model.device
         del self._model
         if device.type == "cuda":
-            torch.cuda.empty_cache()
+            allocator.release()
 
     def _features(self, inputs: Sequence[tuple[int, ...]]) -> dict[str, object]:
         longest = max(map(len, inputs))

@@ -10,6 +10,7 @@ from engine.generation.execution import Sampled
 from engine.generation.packing import Packed, pack
 from engine.generation.scheduler import Piece, Step
 from engine.generation.sequence import Sequence
+from engine.gpu.allocator import allocator
 from engine.kv.grid import KvGrid
 from engine.kv.store import BlockStore
 from engine.sampling.sampler import sample
@@ -87,4 +88,4 @@ class Runner:
     def close(self) -> None:
         del self._model, self._grid, self._store
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            allocator.release()

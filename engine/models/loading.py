@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
@@ -28,7 +29,7 @@ from engine.kv.slots import SMALLEST_WIDTH, SlotPool
 from engine.models.linear import pack_linears
 from engine.models.memory import kv_budget_bytes
 from engine.models.paging import PagingPlan, page_model
-from engine.models.probe import probe
+from engine.models.probe import probe, reference
 from engine.models.substitution import use_native_layers
 from engine.models.support import check_support, context_bound
 from engine.native.allocator import keep_freed_memory
@@ -48,6 +49,8 @@ class LoadOptions:
     native: whether kernels made for the machine may be used, in C on a CPU, Triton's on a GPU.
     prefix_reuse: whether K/V of finished sequences are kept, and shared by those of a scope that begin alike.
     kv: `rows` of a grid, `pages`, or `auto`, which is pages on a GPU and rows on a CPU.
+    graphs: whether decode steps on a GPU's pages may be CUDA graphs. other_weight_bytes: of the other models that are
+    to share the device, loaded or not.
     num_ahead: steps launched on pages before the last one's tokens are read, 0 or 1; None is 1 on a GPU.
     """
 
@@ -63,6 +66,8 @@ class LoadOptions:
     prefix_reuse: bool = True
     kv: str = "auto"
     num_ahead: int | None = None
+    graphs: bool = True
+    other_weight_bytes: int = 0
 
     @property
     def has_pages(self) -> bool:
@@ -95,13 +100,15 @@ def load_generator(name: str, source: str, options: LoadOptions) -> Generator:
 def build_generator(name: str, model: Any, codec: PromptCodec, options: LoadOptions) -> Generator:
     """From a model in memory. Raises ModelFailure where the probe finds another result than the model's own."""
     weight_bytes = model.get_memory_footprint()
+    own = reference(name, model)
     if options.device == "cpu":
         keep_freed_memory()
     kernels = load_kernels() if options.native and options.device == "cpu" else None
     if kernels is not None:
         use_native_layers(name, model, kernels)
     pack_linears(model)  # what is left
-    runner, pool = _on_pages(name, model, options) if options.has_pages else _on_rows(name, model, options)
+    place = _on_pages if options.has_pages else _on_rows
+    runner, pool = place(name, model, options, own)
     facts = ModelFacts(
         name=name,
         context_tokens=pool.context_tokens,
@@ -113,19 +120,19 @@ def build_generator(name: str, model: Any, codec: PromptCodec, options: LoadOpti
     return Generator(runner, answers, facts, Scheduler(pool, options.prefill_tokens), pool)
 
 
-def _on_rows(name: str, model: Any, options: LoadOptions) -> tuple[StepRunner, KvPool]:
+def _on_rows(name: str, model: Any, options: LoadOptions, own: list[Tensor]) -> tuple[StepRunner, KvPool]:
     device = options.torch_device
     grid_attention.register()
     kernels = load_kernels() if options.native and options.device == "cpu" else None
     grid = KvGrid((2, SMALLEST_WIDTH), kernels)
     runner = Runner(model, grid, device)
-    probe(name, model, grid_attention.ATTENTION_NAME, lambda pieces: runner.forward(pack(pieces, grid, device)))
+    probe(name, model, grid_attention.ATTENTION_NAME, lambda pieces: runner.forward(pack(pieces, grid, device)), own)
     pool = _pool(name, model.config, grid.bytes_per_token, options)
     grid.drop()
     return runner, pool
 
 
-def _on_pages(name: str, model: Any, options: LoadOptions) -> tuple[StepRunner, KvPool]:
+def _on_pages(name: str, model: Any, options: LoadOptions, own: list[Tensor]) -> tuple[StepRunner, KvPool]:
     plan = PagingPlan(
         device=options.torch_device,
         num_slots=options.num_slots,
@@ -136,8 +143,10 @@ def _on_pages(name: str, model: Any, options: LoadOptions) -> tuple[StepRunner, 
         prefix_reuse=options.prefix_reuse,
         num_ahead=int(options.device == "cuda") if options.num_ahead is None else options.num_ahead,
         native=options.native,
+        graphs=options.graphs,
+        other_weight_bytes=options.other_weight_bytes,
     )
-    return page_model(name, model, plan)
+    return page_model(name, model, plan, own)
 
 
 def prepare_libraries(name: str, options: LoadOptions) -> None:

@@ -2,7 +2,8 @@
 
 Two short sequences go through the packed path side by side: one prompt whole, one in two pieces, one decoding while the
 other prefills. A model whose code does something that the packed path does not know fails here with a sentence, and
-not in somebody's answers.
+not in somebody's answers. Its own logits are taken before anything of it is replaced: an error of the replacements
+shows as well.
 """
 
 from collections.abc import Callable
@@ -15,29 +16,37 @@ from core.errors import MillraceError, ModelFailure
 from core.protocol import Sampling
 from engine.generation.scheduler import Piece
 from engine.generation.sequence import Sequence
+from engine.models.support import context_bound
 
 Forward = Callable[[list[Piece]], Tensor]
 """Logits of the pieces that are their sequence's last, in order: (samples, vocabulary)."""
 
 _NUM_TOKENS = 8
 _FIRST, _SECOND = 3, 4  # tokens of the one prompt, and of the first piece of the other
-_LIMIT = {torch.float32: 0.01}
+_FARTHEST = 4096  # tokens
+_LIMIT = {torch.float32: 0.01, torch.float16: 0.05}
 _LIMIT_HALF = 0.15  # relative; a wrong mask or position gives about 1
 
 
-def probe(name: str, model: Any, attention_name: str, forward: Forward) -> None:
-    """Raises ModelFailure. Leaves the model with the attention of that name, a packed one, switched on.
+def reference(name: str, model: Any) -> list[Tensor]:
+    """What `probe` compares with, of a model as it was loaded. Raises ModelFailure."""
+    return _translated(f"{name} fails in its own forward pass", lambda: own_logits(model))
+
+
+def probe(name: str, model: Any, attention_name: str, forward: Forward, own: list[Tensor]) -> None:
+    """own: of `reference`. Raises ModelFailure. Leaves the model with the attention of that name, a packed one,
+    switched on.
 
     The sequences have rows 0 and 1, and page 0 and 1.
     """
-    own = _translated(f"{name} fails in its own forward pass", lambda: own_logits(model))
     model.set_attn_implementation(attention_name)
     packed = _translated(f"{name} does not run in packed form", lambda: _packed_logits(model, forward))
     worst = max(difference(*pair) for pair in zip(packed, own, strict=True))
     if not worst <= difference_limit(model.dtype):  # NaN fails too
         raise ModelFailure(
             f"{name} gives other logits in packed form than by itself (relative difference {worst:.2g}); "
-            "its attention does something that this engine does not know, or its weights are damaged"
+            "its attention does something that this engine does not know, its weights are damaged, or a kernel made "
+            "for this machine is wrong, which --no-native would show"
         )
 
 
@@ -48,6 +57,19 @@ def own_logits(model: Any) -> list[Tensor]:
     ids = _token_ids(model)
     lengths = (_FIRST, _FIRST + 1, _NUM_TOKENS)
     return [model(input_ids=ids[None, :length], use_cache=False).logits[0, -1] for length in lengths]
+
+
+@torch.inference_mode()
+def far_logits(model: Any) -> Tensor:
+    """Of the last token of a sequence whose tokens stand far apart: (vocabulary,). At neighbouring positions one way of
+    embedding positions may differ little from another."""
+    model.set_attn_implementation("eager")
+    ids = _token_ids(model)[None]
+    last = min(context_bound(model.config) or _FARTHEST, _FARTHEST) - 1
+    positions = torch.linspace(0, last, _NUM_TOKENS, device=ids.device).long()[None]
+    mask = torch.ones_like(ids)  # without one, a gap between positions would mean the next sequence
+    logits: Tensor = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits
+    return logits[0, -1]
 
 
 @torch.inference_mode()

@@ -1,8 +1,9 @@
 """Which layers of a model native ones may replace. Model code stays transformers'; only leaves of it are exchanged.
 
 A layer is replaced where its shape says what it computes and a comparison on random rows confirms it; where either
-fails it stays, and the model is served all the same, more slowly. Which linear layers read the same rows is not told
-from names but seen in a forward pass of the model. In the end the whole model is compared with what it was before.
+fails it stays, and the model is served all the same, more slowly; the log says which and why. Which linear layers read
+the same rows is not told from names but seen in a forward pass of the model. In the end the whole model is compared
+with what it was before.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import ModelFailure
+from engine.models.agreement import WAY_OUT, Findings, disagreement
 from engine.models.native_layers import NativeGatedMlp, NativeLinear, NativeRmsNorm, SharedRows, SharingLinear
-from engine.models.probe import difference, difference_limit, own_logits
+from engine.models.probe import difference, difference_limit, far_logits, own_logits
 from engine.models.rotation import rotate_natively
 from engine.native.kernels import Kernels
 from engine.native.products import MOST_AT_ONCE, Activation, Products
 
 _NUM_ROWS = 5  # of the comparison: whole tiles of the kernels and a rest
-_CLOSE = {torch.float32: 1e-5, torch.bfloat16: 0.01}  # relative; bfloat16 rounds by up to 0.004
+_NORMS, _GATED, _LINEAR = "norms", "gated layers", "linear layers"
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.SILU: nn.functional.silu,
     Activation.GELU_TANH: lambda x: nn.functional.gelu(x, approximate="tanh"),
@@ -27,26 +29,32 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 @torch.inference_mode()
-def use_native_layers(name: str, model: Any, kernels: Kernels) -> int:
-    """Returns how many layers were replaced. Raises ModelFailure where the model then computes something else.
+def use_native_layers(name: str, model: Any, kernels: Kernels) -> Findings:
+    """Raises ModelFailure where a kernel fails, or where the model then computes something else.
 
     The weights that were packed are given back, but for those that an embedding shares.
     """
     names = {module: path for path, module in model.named_modules()}
     own, readers = _watch(model)
-    replaced = 0
-    for old, new in _replacements(model, kernels, readers):
+    own.append(far_logits(model))
+    findings = Findings()
+    for kind, old, new in _Search(name, model, kernels, findings).replacements(readers):
         model.set_submodule(names[old], new)
         _release_weights(old)
-        replaced += 1
-    replaced += rotate_natively(model, kernels)
-    worst = max(difference(*pair) for pair in zip(own_logits(model), own, strict=True)) if replaced else 0.0
+        findings.replaced[kind] += 1
+    rotate_natively(name, model, kernels, findings)
+    findings.log(name)
+    if findings.replaced:
+        _check(name, model, own)
+    return findings
+
+
+def _check(name: str, model: Any, own: list[Tensor]) -> None:
+    worst = max(difference(*pair) for pair in zip([*own_logits(model), far_logits(model)], own, strict=True))
     if not worst <= difference_limit(model.dtype):  # NaN fails too
         raise ModelFailure(
-            f"{name} gives other logits with native layers than by itself (relative difference {worst:.2g}); "
-            "start its engine with --no-native"
+            f"{name} gives other logits with native layers than by itself (relative difference {worst:.2g}); {WAY_OUT}"
         )
-    return replaced
 
 
 def _release_weights(replaced: nn.Module) -> None:
@@ -84,27 +92,80 @@ def _watch(model: Any) -> tuple[list[Tensor], list[list[nn.Linear]]]:
     return own, [list(readers) for readers in together if all(times[module] == 1 for module in readers)]
 
 
-def _replacements(
-    model: Any, kernels: Kernels, readers: list[list[nn.Linear]]
-) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Old and new. Packs layer by layer, so that few weights are there twice at a time."""
-    products, taken = kernels.products, set[nn.Module]()
-    for module in list(model.modules()):
-        if (mlp := _gated_mlp(module, products)) is not None:
-            taken.update(module.children())
-            yield module, mlp
-        elif (norm := _rms_norm(module, kernels)) is not None:
-            yield module, norm
-    for group in readers:
-        left = [linear for linear in group if linear not in taken and _can_pack(linear, products)][:MOST_AT_ONCE]
-        if len(left) > 1 and len(set(left)) == len(left):
-            shared = SharedRows(products, [products.pack(linear.weight, linear.bias) for linear in left])
-            for index, linear in enumerate(left):
-                taken.add(linear)
-                yield linear, SharingLinear(linear, shared, index)
-    for module in list(model.modules()):
-        if module not in taken and _is_plain_linear(module) and _can_pack(module, products):
-            yield module, NativeLinear(products, module)
+class _Search:
+    """For layers that native ones may replace. Notes those that look so and may not."""
+
+    def __init__(self, name: str, model: Any, kernels: Kernels, findings: Findings) -> None:
+        self._name = name
+        self._model = model
+        self._kernels = kernels
+        self._findings = findings
+
+    def replacements(self, readers: list[list[nn.Linear]]) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        """Kind, old and new. Packs layer by layer, so that few weights are there twice at a time."""
+        products, taken = self._kernels.products, set[nn.Module]()
+        for module in list(self._model.modules()):
+            if (mlp := self._gated_mlp(module)) is not None:
+                taken.update(module.children())
+                yield _GATED, module, mlp
+            elif (norm := self._rms_norm(module)) is not None:
+                yield _NORMS, module, norm
+        for group in readers:
+            left = [linear for linear in group if linear not in taken and _can_pack(linear, products)][:MOST_AT_ONCE]
+            if len(left) > 1 and len(set(left)) == len(left):
+                shared = SharedRows(products, [products.pack(linear.weight, linear.bias) for linear in left])
+                for index, linear in enumerate(left):
+                    taken.add(linear)
+                    yield _LINEAR, linear, SharingLinear(linear, shared, index)
+        for module in list(self._model.modules()):
+            if module not in taken and _is_plain_linear(module) and _can_pack(module, products):
+                yield _LINEAR, module, NativeLinear(products, module)
+
+    def _gated_mlp(self, module: Any) -> nn.Module | None:
+        linears = _gated_linears(module, self._kernels.products)
+        return None if linears is None else self._noted(_GATED, self._native_gated_mlp(module, linears))
+
+    def _native_gated_mlp(self, module: Any, linears: list[Any]) -> nn.Module | str:
+        activation = _activation(module.act_fn)
+        if activation is None:
+            return "the kernel does not know its activation"
+        mlp = NativeGatedMlp(self._kernels.products, linears, activation)
+        return self._disagreement(module, mlp, linears[0].weight) or mlp
+
+    def _rms_norm(self, module: nn.Module) -> nn.Module | None:
+        is_norm = type(module).__name__.endswith("RMSNorm")
+        return self._noted(_NORMS, self._native_rms_norm(module)) if is_norm else None
+
+    def _native_rms_norm(self, module: Any) -> nn.Module | str:
+        epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        weights = dict(module.named_parameters())
+        weight = weights.get("weight")
+        if not is_untouched(module):
+            return "somebody changed it"
+        if not isinstance(epsilon, float) or len(weights) != 1 or weight is None or weight.dim() != 1:
+            return "it has other parameters than a weight and an epsilon"
+        if not self._kernels.can_take(weight):
+            return f"the kernel does not take {weight.dtype} on {weight.device}"
+        reasons = []
+        for is_offset in (False, True):
+            norm = NativeRmsNorm(self._kernels, module, weight, epsilon, is_offset=is_offset)
+            reason = self._disagreement(module, norm, weight)
+            if reason is None:
+                return norm
+            reasons.append(reason)
+        return reasons[0]
+
+    def _noted(self, kind: str, found: nn.Module | str) -> nn.Module | None:
+        if isinstance(found, nn.Module):
+            return found
+        self._findings.refused[kind, found] += 1
+        return None
+
+    def _disagreement(self, own: nn.Module, native: nn.Module, weight: Tensor) -> str | None:
+        """On random rows as wide as the weight's last dimension."""
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn((1, _NUM_ROWS, weight.shape[-1]), generator=generator).to(weight)  # its dtype and device
+        return disagreement(self._name, own, native, [rows])
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
@@ -116,20 +177,17 @@ def _can_pack(linear: Any, products: Products) -> bool:
     return products.can_pack(linear.weight, linear.bias)
 
 
-def _gated_mlp(module: Any, products: Products) -> NativeGatedMlp | None:
+def _gated_linears(module: Any, products: Products) -> list[Any] | None:
+    """gate, up and down of what looks like a gated layer that can be packed."""
     linears: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    activate = getattr(module, "act_fn", None)
-    if activate is None or not is_untouched(module) or sum(1 for _ in module.children()) > len(linears) + 1:
+    has_more = sum(1 for _ in module.children()) > len(linears) + 1
+    if getattr(module, "act_fn", None) is None or has_more or not is_untouched(module):
         return None
     if not all(isinstance(linear, nn.Linear) and _is_plain_linear(linear) for linear in linears):
         return None
     gate, up, down = linears
     is_gated = gate.weight.shape == up.weight.shape and gate.out_features == down.in_features
-    activation = _activation(activate)
-    if activation is None or not is_gated or not all(_can_pack(linear, products) for linear in linears):
-        return None
-    mlp = NativeGatedMlp(products, linears, activation)
-    return mlp if _agree(module, mlp, gate.weight) else None
+    return linears if is_gated and all(_can_pack(linear, products) for linear in linears) else None
 
 
 def _activation(activate: Callable[[Tensor], Tensor]) -> Activation | None:
@@ -140,27 +198,3 @@ def _activation(activate: Callable[[Tensor], Tensor]) -> Activation | None:
         return None
     same = (kind for kind, known in _ACTIVATIONS.items() if torch.allclose(own, known(x), rtol=1e-5, atol=1e-6))
     return next(same, None)
-
-
-def _rms_norm(module: Any, kernels: Kernels) -> NativeRmsNorm | None:
-    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if not type(module).__name__.endswith("RMSNorm") or not isinstance(epsilon, float) or not is_untouched(module):
-        return None
-    weights = dict(module.named_parameters())
-    weight = weights.get("weight")
-    if len(weights) != 1 or weight is None or weight.dim() != 1 or not kernels.can_take(weight):
-        return None
-    candidates = (NativeRmsNorm(kernels, module, weight, epsilon, is_offset=is_offset) for is_offset in (False, True))
-    return next((norm for norm in candidates if _agree(module, norm, weight)), None)
-
-
-def _agree(own: nn.Module, native: nn.Module, weight: Tensor) -> bool:
-    """On random rows as wide as the weight's last dimension."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn((1, _NUM_ROWS, weight.shape[-1]), generator=generator).to(weight)  # its dtype and device
-    try:
-        expected, got = own(rows.clone()), native(rows)
-    except Exception:  # noqa: BLE001  # a stranger's code may raise anything; then it stays
-        return False
-    same_form = isinstance(expected, Tensor) and (expected.shape, expected.dtype) == (got.shape, got.dtype)
-    return same_form and difference(got, expected) <= _CLOSE[weight.dtype]

@@ -1,48 +1,95 @@
 """Turns the C files beside this module into a library for exactly this processor, once per machine. Knows no torch.
 
-The library lies in the user's cache under a name that changes with the sources, the compiler and the processor. It
-appears there by a rename: engines that compile at the same time do the work twice and disturb nobody.
+The library lies in the user's cache under a name that changes with the sources, the compiler, its tuning and the
+processor. It appears there by a rename: engines that compile at the same time do the work twice and disturb nobody.
+A lesser tuning is used where the compiler refuses the better one, and not where the compiler was merely killed: the
+next start tries again.
 """
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
+
+from engine.native.cache import LibraryCache, NotOurs
+
+logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
 CACHE = Path(".cache", "millrace", "kernels")  # in the user's home
 
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC")
-_TUNING = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
 _SECONDS_AT_MOST = 60
+_REFUSALS = ("unrecognized", "unknown", "unsupported", "not support", "bad value", "no such instruction")
+
+
+class Tuning(NamedTuple):
+    """consequence: of not being able to have a better one; none where there is no better one."""
+
+    name: str
+    options: tuple[str, ...]
+    consequence: str = ""
+
+
+_PLAIN = Tuning("plain", (), "the kernels use nothing that only this processor has and are several times slower")
+_ON_X86 = (
+    Tuning("wide", ("-march=native", "-mprefer-vector-width=512")),
+    Tuning("native", ("-march=native",), "the kernels may leave half of the width of AVX-512 unused"),
+    _PLAIN,
+)
+_ELSEWHERE = Tuning("native", ("-march=native",)), Tuning("mcpu", ("-mcpu=native",)), _PLAIN
+_TUNINGS = _ON_X86 if platform.machine().lower() in ("x86_64", "amd64") else _ELSEWHERE
 
 
 class NotCompiled(Exception):
     """Says why in one sentence. The engine works without, more slowly."""
 
 
-def compiled_library(cache: Path | None = None, sources: Path = SOURCES) -> Path:
-    """The library, from the cache or built into it. Raises NotCompiled."""
+class _OptionRefused(NotCompiled):
+    pass
+
+
+def compiled_library(directory: Path | None = None, sources: Path = SOURCES) -> Path:
+    """The library, from the cache in `directory` or built into it. Raises NotCompiled."""
     compiler = _compiler()
-    cache = _home() / CACHE if cache is None else cache
-    library = cache / f"millrace-{_fingerprint(compiler, sources)}.so"
-    if library.exists():
-        return library
+    directory = _home() / CACHE if directory is None else directory
     try:
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as directory:
-            built = Path(directory) / library.name
-            _compile(compiler, sources, built)
-            built.replace(library)
+        return _best(LibraryCache(directory), compiler, sources)
+    except NotOurs as error:
+        raise NotCompiled(str(error)) from error
     except OSError as error:
-        raise NotCompiled(f"expected to write {cache}, got {error}") from error
-    return library
+        raise NotCompiled(f"expected to write {directory}, got {error}") from error
+
+
+def _best(cache: LibraryCache, compiler: list[str], sources: Path) -> Path:
+    """Tuned as far as the compiler can."""
+    fingerprint = _fingerprint(compiler, sources)
+    refusals: list[_OptionRefused] = []
+    for tuning in _TUNINGS:
+        stem = f"{fingerprint}-{tuning.name}"
+        try:
+            library = cache.find(stem) or _built(cache, stem, [*compiler, *_FLAGS, *tuning.options], sources)
+        except _OptionRefused as error:
+            refusals.append(error)
+            continue
+        if refusals and tuning.consequence:
+            logger.warning("%s: %s", tuning.consequence, refusals[0])
+        return library
+    raise refusals[-1]
+
+
+def _built(cache: LibraryCache, stem: str, command: list[str], sources: Path) -> Path:
+    with tempfile.TemporaryDirectory(dir=cache.directory) as scratch:
+        library = Path(scratch) / "kernels.so"
+        _compile_all(command, sorted(sources.glob("*.c")), library)
+        return cache.add(stem, library)
 
 
 def _home() -> Path:
@@ -83,19 +130,6 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.split(":")[0].strip() in told) + platform.machine()
 
 
-def _compile(compiler: list[str], sources: Path, library: Path) -> None:
-    """Tuned as far as the compiler can."""
-    failures = []
-    for tuning in _TUNING:
-        try:
-            _compile_all([*compiler, *_FLAGS, *tuning], sorted(sources.glob("*.c")), library)
-        except NotCompiled as error:
-            failures.append(error)
-        else:
-            return
-    raise failures[-1]
-
-
 def _compile_all(command: list[str], files: list[Path], library: Path) -> None:
     """File by file at the same time: one would keep a single core busy for longer than a model takes to load."""
     objects = [str(library.with_name(f"{path.stem}.o")) for path in files]
@@ -106,15 +140,17 @@ def _compile_all(command: list[str], files: list[Path], library: Path) -> None:
 
 
 def _run(command: list[str]) -> str:
+    environment = {**os.environ, "LC_ALL": "C"}  # for messages in English
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS_AT_MOST)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_SECONDS_AT_MOST, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NotCompiled(f"expected {command[0]} to run, got {type(error).__name__}: {error}") from error
     if done.returncode:
-        first = next(_lines(done.stderr), "no message")
-        raise NotCompiled(f"expected {command[0]} to compile the kernels, got status {done.returncode}: {first}")
+        errors = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower()]
+        is_refusal = done.returncode > 0 and any(word in line for word in _REFUSALS for line in errors)
+        kind = _OptionRefused if is_refusal else NotCompiled
+        told = errors[0] if errors else "no message"
+        raise kind(f"expected {command[0]} to compile the kernels, got status {done.returncode}: {told}")
     return done.stdout
-
-
-def _lines(text: str) -> Iterator[str]:
-    return (line.strip() for line in text.splitlines() if "error" in line)

@@ -2,8 +2,10 @@
 
 A forward pass of transformers is thousands of small kernels, and launching them from Python takes longer than they run
 in a decode step. A graph launches all of them at once. It is bound to its shapes and addresses: so there is one per
-padded batch size, its inputs lie in buffers that are filled before a replay, and its memory comes from one pool that
-all sizes share. On a CPU the same buffers are used and the pass is simply called.
+padded batch size, its inputs lie in buffers that are filled before a replay, its logits come to one buffer, and its
+memory from one pool: all sizes share both. On a CPU the same buffers are used and the pass is simply called.
+
+A capture that fails spoils torch's allocator for good, so every pass is rehearsed before.
 """
 
 import logging
@@ -12,14 +14,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.cuda import _POOL_HANDLE
+
+from engine.gpu.allocator import allocator
+from engine.gpu.waits import HostWaits, NoWaiting
 
 logger = logging.getLogger(__name__)
 
 Compute = Callable[[int], Tensor]
 """From a batch size to logits: (batch, vocabulary). Reads its inputs from buffers that keep their addresses."""
-
-_NUM_WARM_UPS = 2  # kernels are compiled and libraries choose their algorithms in the first run, not in a capture
 
 
 def batch_sizes(num_rows: int) -> list[int]:
@@ -34,6 +36,10 @@ class Replay(Protocol):
         """Logits, (batch, vocabulary); on a GPU until the next replay of any size."""
 
 
+Capture = Callable[[Compute, int], Replay]
+"""Of a batch size. Raises HostWaits where it cannot be; anything else is a failure."""
+
+
 class EagerReplay:
     def __init__(self, compute: Compute, batch_size: int) -> None:
         self._compute = compute
@@ -44,23 +50,62 @@ class EagerReplay:
 
 
 class CudaGraphReplay:
-    """pool: of memory, shared by graphs that never run at the same time. Raises RuntimeError where the pass does what
-    a graph cannot hold, such as waiting for the device."""
-
-    def __init__(self, compute: Compute, batch_size: int, pool: _POOL_HANDLE) -> None:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_NUM_WARM_UPS):
-                compute(batch_size)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._logits = compute(batch_size)
+    def __init__(self, graph: torch.cuda.CUDAGraph, logits: Tensor) -> None:
+        self._graph = graph
+        self._logits = logits
 
     def __call__(self) -> Tensor:
         self._graph.replay()
         return self._logits
+
+
+def rehearse(compute: Compute, batch_size: int, device: torch.device) -> Tensor:
+    """What it computes, so that a capture holds no surprises. Raises HostWaits where a graph cannot hold it.
+
+    Two runs: in the first kernels are compiled and libraries choose their algorithms, for which they may wait.
+    """
+    compute(batch_size)
+    with NoWaiting(device):
+        return compute(batch_size)
+
+
+class CudaGraphs:
+    """Makes those of one model, the largest first: the smaller ones find room in its memory and in its logits.
+
+    One stream for all, since libraries keep a workspace per stream.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+        self._logits: Tensor | None = None
+
+    def __call__(self, compute: Compute, batch_size: int) -> Replay:
+        logits = self._rehearsed(compute, batch_size)
+        if self._logits is None:
+            self._logits = torch.empty_like(logits)
+        kept = self._logits[:batch_size]
+        del logits
+        return CudaGraphReplay(self._captured(compute, batch_size, kept), kept)
+
+    def _rehearsed(self, compute: Compute, batch_size: int) -> Tensor:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            logits = rehearse(compute, batch_size, self._device)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return logits
+
+    def _captured(self, compute: Compute, batch_size: int, kept: Tensor) -> torch.cuda.CUDAGraph:
+        """Around torch's own context, which does not leave its stream where the capture fails, goes one that does."""
+        graph = torch.cuda.CUDAGraph()
+        with (
+            allocator.capturing(),
+            torch.cuda.stream(self._stream),
+            torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
+        ):
+            kept.copy_(compute(batch_size))
+        return graph
 
 
 class DecodeReplays:
@@ -77,18 +122,17 @@ class DecodeReplays:
         """batch_size: a padded one."""
         return self._replays[batch_size]()
 
-    def capture(self) -> None:
-        """The largest first: the smaller ones find room in its memory. A model that cannot be captured runs without
-        graphs, and the log says so."""
-        pool = torch.cuda.graph_pool_handle()
+    def capture(self, capture: Capture) -> None:
+        """The largest first. A model whose passes no graph can hold runs without, and the log says so. Raises whatever
+        else a pass or its capture raises."""
         captured: dict[int, Replay] = {}
         try:
             for size in sorted(self._replays, reverse=True):
-                captured[size] = CudaGraphReplay(self._compute, size, pool)
-        except RuntimeError as error:
+                captured[size] = capture(self._compute, size)
+        except HostWaits as found:
             logger.warning(
-                "decode steps run without CUDA graphs, which small batches feel most: this model's forward pass cannot "
-                "be captured (%s)", str(error).splitlines()[0],
-            )  # fmt: skip
+                "decode steps run without CUDA graphs, which small batches feel most: in this model's forward pass %s",
+                found,
+            )
             return
         self._replays = {size: captured[size] for size in self._replays}

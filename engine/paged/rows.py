@@ -27,7 +27,7 @@ class _Known:
 class RowTable:
     """Rows 0 to `num_rows` - 1; the row behind the last is for padding, belongs to nobody and lies in the spare page.
 
-    is_general: rows whose sampling needs more than a temperature.
+    is_general: rows whose sampling needs more than a temperature, top_k, top_p and min_p.
     """
 
     def __init__(self, num_rows: int, max_pages: int) -> None:

@@ -10,6 +10,7 @@ The tokens that a step samples stay on the device, one per row, where the next s
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 
 from engine.generation.scheduler import Piece, Step
 from engine.generation.sequence import PENDING, Sequence
+from engine.gpu.allocator import allocator
 from engine.paged.attention import Paged, PagedKernels
 from engine.paged.batch import DecodeBatch, pack_prompts, to_device
-from engine.paged.graphs import DecodeReplays
-from engine.paged.readback import TokensComing, TokensHere
+from engine.paged.graphs import CudaGraphs, DecodeReplays
+from engine.paged.readback import SetMark, TokensComing, TokensHere, set_mark
 from engine.paged.rows import Integers, RowTable
-from engine.paged.sampling import sample_greedy, sample_plain
+from engine.paged.sampling import LatestRestrictions, sample_greedy, sample_plain, sample_restricted
 from engine.paged.storage import PagedStorage
 from engine.sampling.draw import GREEDY_BELOW
 from engine.sampling.sampler import sample
@@ -63,7 +65,16 @@ class _Pass:
 class PagedRunner:
     """The storage may still learn its layers (the probe), or has its final pages; then `capture` may follow."""
 
-    def __init__(self, model: nn.Module, storage: PagedStorage, kernels: PagedKernels, limits: Limits) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        storage: PagedStorage,
+        kernels: PagedKernels,
+        limits: Limits,
+        set_mark: SetMark = set_mark,
+    ) -> None:
+        """set_mark: behind a launch, so that the host can tell when it is done."""
+        self._set_mark = set_mark
         self._model = model
         self._storage = storage
         self._kernels = kernels
@@ -72,6 +83,7 @@ class PagedRunner:
         self.device = storage.device
         self.num_ahead = limits.num_ahead
         self._rows = self._new_rows()
+        self._restrictions = LatestRestrictions()
         self._replays = DecodeReplays(self._decode_logits, limits.num_rows)
         self._make_buffers()
 
@@ -92,9 +104,9 @@ class PagedRunner:
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Make the CUDA graphs; on a CPU there are none."""
+        """Make the CUDA graphs; on a CPU there are none. Raises whatever kernels or a capture raise."""
         if self.device.type == "cuda":
-            self._replays.capture()
+            self._replays.capture(CudaGraphs(self.device))
 
     def prepare(self, step: Step) -> None:
         """Pages never move, and no cell is read before it is written."""
@@ -114,10 +126,10 @@ class PagedRunner:
         return launch
 
     @torch.inference_mode()
-    def forward(self, pieces: list[Piece]) -> Tensor:
+    def forward(self, pieces: list[Piece], least_rows: int = 1) -> Tensor:
         """(samples, vocabulary): logits of what decodes, then of prompts that end. For the probe: the sequences keep
-        their K/V and no row."""
-        logits = torch.cat([one.logits for one in self._passes(pieces)])
+        their K/V and no row. least_rows: what decodes is padded as if there were so many."""
+        logits = torch.cat([one.logits for one in self._passes(pieces, least_rows)])
         self._rows = self._new_rows()
         return logits
 
@@ -138,16 +150,16 @@ class PagedRunner:
     def close(self) -> None:
         del self._model, self._storage, self._replays, self._page_tables, self._inputs
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            allocator.release()
 
-    def _passes(self, pieces: list[Piece]) -> list[_Pass]:
+    def _passes(self, pieces: list[Piece], least_rows: int = 1) -> list[_Pass]:
         decoding = [piece for piece in pieces if piece.num_tokens == 1 and piece.is_last]
         prompts = [piece for piece in pieces if piece.num_tokens > 1 or not piece.is_last]
         rows = np.array([self._rows.row(piece.sequence) for piece in (*decoding, *prompts)], np.int64)
         self._update_device()
         passes = []
         if decoding:
-            passes.append(self._decode(decoding, rows[: len(decoding)]))
+            passes.append(self._decode(decoding, rows[: len(decoding)], least_rows))
         if prompts:
             passes.append(self._prefill(prompts))
         return passes
@@ -161,7 +173,7 @@ class PagedRunner:
         if self._rows.take_joined():
             self._temperatures.copy_(to_device(self._rows.temperatures, self.device))
 
-    def _decode(self, pieces: list[Piece], rows: Integers) -> _Pass:
+    def _decode(self, pieces: list[Piece], rows: Integers, least_rows: int) -> _Pass:
         num_tokens = len(pieces)
         sequences = [piece.sequence for piece in pieces]
         inputs = np.zeros(self._inputs.shape, np.int64)
@@ -171,7 +183,7 @@ class PagedRunner:
         inputs[_ROWS, :num_tokens] = rows
         inputs[_NUMBERS, :num_tokens] = self._numbers(sequences, rows).view(np.int64)
         self._inputs.copy_(to_device(inputs, self.device))
-        logits = self._replays.logits(self._replays.padded(num_tokens))[:num_tokens]
+        logits = self._replays.logits(self._replays.padded(max(num_tokens, least_rows)))[:num_tokens]
         numbers = self._inputs[_NUMBERS, :num_tokens].view(torch.float64)
         return _Pass(logits, sequences, rows, self._inputs[_ROWS, :num_tokens], numbers)
 
@@ -213,12 +225,17 @@ class PagedRunner:
             sampled = [result for one in passes for result in sample(one.logits, one.sequences)]
             return TokensHere(sampled), to_device(np.array([one.token_id for one in sampled], np.int64), self.device)
         tokens = torch.cat([self._sample_plain(one) for one in passes]) if passes else torch.empty(0, dtype=torch.int64)
-        return TokensComing([sequence for one in passes for sequence in one.sequences], tokens), tokens
+        sequences = [sequence for one in passes for sequence in one.sequences]
+        return TokensComing(sequences, tokens, partial(self._set_mark, self.device)), tokens
 
     def _sample_plain(self, one: _Pass) -> Tensor:
         if (self._rows.temperatures[one.rows] < GREEDY_BELOW).all():
             return sample_greedy(one.logits)
-        return sample_plain(one.logits, self._temperatures[one.device_rows], one.device_numbers)
+        temperatures = self._temperatures[one.device_rows]
+        restricted = self._restrictions.of(one.sequences, one.logits)
+        if restricted is not None:
+            return sample_restricted(one.logits, temperatures, one.device_numbers, restricted)
+        return sample_plain(one.logits, temperatures, one.device_numbers)
 
     def _num_splits(self, batch_size: int) -> int:
         """So many that the programs of the decode kernel fill the device."""

@@ -17,22 +17,21 @@ from core.protocol import Sampling
 from engine.generation.execution import Sampled
 from engine.generation.sequence import PENDING, Sequence
 from engine.sampling.adjust import adjust
-from engine.sampling.draw import GREEDY_BELOW, Restrictions, draw, draw_restricted, scaled
+from engine.sampling.draw import GREEDY_BELOW, draw, draw_restricted, scaled
 from engine.sampling.greedy import best_tokens
 from engine.sampling.logprobs import LOWEST_LOGPROB, Logprobs
+from engine.sampling.restrict import Restrictions
 from engine.sampling.uniform import seed_array, uniforms
 
 _CPU_CHUNK = 1 << 22  # logits copied at a time: 16 MB, which the allocator reuses and the caches nearly hold
 
 
 def is_plain(sequence: Sequence) -> bool:
-    """Whether its tokens are greedy, or drawn by temperature alone, and nothing but the token is wanted of a step.
+    """Whether only temperature, top_k, top_p and min_p act on its logits, and a step is to find nothing but the token.
 
-    `draw.plain_tokens` gives such rows the same tokens as `sample`.
+    `draw.plain_tokens` and `draw.restricted_tokens` give such rows the same tokens as `sample`.
     """
-    sampling = sequence.sampling
-    is_restricted = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
-    return sequence.controls is None and sampling.num_logprobs is None and not is_restricted
+    return sequence.controls is None and sequence.sampling.num_logprobs is None
 
 
 def sample(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:

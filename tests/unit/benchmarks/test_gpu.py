@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import PretrainedConfig
 
+from benchmarks.gpu import steps as steps_part
+from benchmarks.gpu import workloads as workloads_part
 from benchmarks.gpu.__main__ import PARTS, run_part
 from benchmarks.gpu.scene import TINY, Report, Scene
 from benchmarks.gpu.shapes import build, llama_8b, qwen3_600m, tiny, traffic
@@ -48,6 +50,27 @@ def test_every_part_runs_on_a_cpu(part: str) -> None:
     # Then its figures are there
     assert set(NAMES[part]) <= figures.keys()
     assert all(figures[name] > 0 for name in NAMES[part])
+
+
+def _noting(name: str, function: Callable[..., object], steps: list[str]) -> Callable[..., object]:
+    def noting(*given: object) -> object:
+        steps.append(name)
+        return function(*given)
+
+    return noting
+
+
+@pytest.mark.parametrize("part", ["nano_vllm", "steps", "llama_8b"])
+def test_the_bandwidth_is_measured_before_a_model_takes_memory(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given parts that note when they open a generator
+    steps: list[str] = []
+    for module in (steps_part, workloads_part):
+        for name in ("open_generator", "bandwidth"):
+            monkeypatch.setattr(module, name, _noting(name, getattr(module, name), steps))
+    # When
+    figures_of(part, "rows")
+    # Then
+    assert steps[:2] == ["bandwidth", "open_generator"]
 
 
 @pytest.mark.parametrize("part", ["nano_vllm", "steps", "prefix"])

@@ -20,6 +20,11 @@ def test_a_stuck_step_and_a_hot_device_have_limits_that_can_be_taken_away() -> N
     assert (options.max_step_seconds, options.max_temperature_celsius) == (0.0, 0.0)
 
 
+def test_graphs_are_made_unless_somebody_forbids_it() -> None:
+    assert parse_options(REQUIRED).graphs
+    assert not parse_options([*REQUIRED, "--no-graphs"]).graphs
+
+
 @pytest.mark.parametrize(("device", "expected"), [("cpu", (64, 2048, 256)), ("cuda", (256, 8192, 1024))])
 def test_what_nobody_asked_for_follows_from_the_device(device: str, expected: tuple[int, int, int]) -> None:
     options = parse_options([*REQUIRED, "--device", device])

@@ -13,11 +13,14 @@ from torch import Tensor
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
+from core.errors import ModelFailure
+from engine.gpu import elementwise
 from engine.gpu.elementwise import GpuElementwise
-from engine.models.probe import own_logits
+from engine.models.probe import difference, far_logits, own_logits
 from engine.models.substitution import use_native_layers
 from engine.native.kernels import Kernels
 from tests.engine_models import tiny_model
+from tests.unit.engine.models.interleaved import INTERLEAVED, interleaved_model
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 DTYPES = st.sampled_from(list(TOLERANCE))
@@ -62,8 +65,46 @@ def test_norms_and_rotations_of_a_model_are_replaced_and_change_nothing(kind: st
     model = tiny_model(kind)
     own = own_logits(model)
     # When
-    num_replaced = use_native_layers(kind, model, cast("Kernels", GpuElementwise("cpu")))
+    findings = use_native_layers(kind, model, cast("Kernels", GpuElementwise("cpu")))
     # Then
-    assert num_replaced == num_norms + 3
+    assert findings.replaced == {"norms": num_norms, "rotations": 3}
+    assert not findings.refused
     for ours, expected in zip(own_logits(model), own, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_in_float16_is_served_by_the_kernels() -> None:
+    # Given
+    model = tiny_model("llama").to(torch.float16)
+    own = own_logits(model)
+    # When
+    findings = use_native_layers("half", model, cast("Kernels", GpuElementwise("cpu")))
+    # Then
+    assert findings.replaced == {"norms": 7, "rotations": 3}
+    for ours, expected in zip(own_logits(model), own, strict=True):
+        assert difference(ours, expected) < 0.02
+
+
+@pytest.mark.parametrize("kind", INTERLEAVED)
+def test_models_that_rotate_neighbours_keep_their_rotation(kind: str) -> None:
+    # Given
+    model = interleaved_model(kind)
+    own = far_logits(model)
+    # When
+    findings = use_native_layers(kind, model, cast("Kernels", GpuElementwise("cpu")))
+    # Then
+    assert "rotations" not in findings.replaced
+    assert sum(number for (what, _), number in findings.refused.items() if what == "rotations") == 3
+    torch.testing.assert_close(far_logits(model), own, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kernel_that_does_not_compile_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a machine where Triton cannot build its launcher
+    class Broken:
+        def __getitem__(self, grid: object) -> Any:
+            raise RuntimeError("Python.h: no such file")
+
+    monkeypatch.setattr(elementwise, "rms_norm_kernel", Broken())
+    # Then the model is refused, not served slowly without a word
+    with pytest.raises(ModelFailure, match=r"Python\.h.*--no-native"):
+        use_native_layers("broken", tiny_model("llama"), cast("Kernels", GpuElementwise("cpu")))

@@ -1,5 +1,6 @@
 """Native layers replace those of a model where they compute the same, and only there."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from engine.models.probe import difference, own_logits
 from engine.models.substitution import use_native_layers
 from engine.native.kernels import Kernels, load_kernels
 from engine.native.products import Activation
+from tests.engine_harness import Harness
 from tests.engine_models import CONFIGS, tiny_model
 
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 0.02}
@@ -56,7 +58,7 @@ def test_a_model_computes_the_same_with_native_layers(kernels: Kernels, kind: st
     model = tiny_model(kind).to(dtype)
     own = logits_of(model)
     # When its layers are replaced
-    assert use_native_layers(kind, model, kernels) > 0
+    assert use_native_layers(kind, model, kernels).replaced
     # Then its logits are the same
     assert max(difference(*pair) for pair in zip(logits_of(model), own, strict=True)) < CLOSE[dtype]
 
@@ -231,8 +233,52 @@ def test_a_model_that_computes_something_else_afterwards_is_refused_with_the_way
     kernels: Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a native layer that is wrong and not found out by itself
-    monkeypatch.setattr(substitution, "_agree", lambda *_: True)
+    monkeypatch.setattr(substitution, "disagreement", lambda *_: None)
     monkeypatch.setattr(substitution, "_activation", lambda _: Activation.GELU_TANH)
     # When the layers are replaced, then the whole model's logits tell
     with pytest.raises(ModelFailure, match="--no-native"):
         use_native_layers("wrong", tiny_model("llama"), kernels)
+
+
+@pytest.mark.parametrize("kv", ["rows", "pages"])
+def test_the_proof_of_the_packed_form_sees_what_replacing_layers_changed(
+    kv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a native layer that is wrong, and was found out by nobody so far
+    monkeypatch.setattr(substitution, "disagreement", lambda *_: None)
+    monkeypatch.setattr(substitution, "_check", lambda *_: None)
+    monkeypatch.setattr(substitution, "_activation", lambda _: Activation.GELU_TANH)
+    # When the model is loaded, then its packed logits are compared with those before any layer was replaced
+    with pytest.raises(ModelFailure, match="other logits in packed form"):
+        Harness(tiny_model("llama"), kv=kv)
+
+
+def test_the_log_says_what_was_replaced_and_what_was_not_and_why(
+    kernels: Kernels, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a model with a norm that somebody changed, and an activation that the kernel does not know
+    model = tiny_model("llama", hidden_act="relu")
+    _hook(model.model.norm)
+    # When its layers are replaced
+    with caplog.at_level(logging.INFO):
+        use_native_layers("mine", model, kernels)
+    # Then one line counts those that were, and one for each reason those that were not
+    left = "mine: left to transformers' own, slower code:"
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", "mine: kernels made for this machine compute 22 linear layers, 6 norms, 3 rotations"),
+        ("WARNING", f"{left} 3 gated layers: the kernel does not know its activation"),
+        ("WARNING", f"{left} 1 norms: somebody changed it"),
+    ]
+
+
+class _Broken(NativeRmsNorm):
+    def forward(self, rows: Tensor) -> Tensor:
+        raise RuntimeError("no device function")
+
+
+def test_a_kernel_that_fails_is_told_and_not_passed_over(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given norms whose kernel does not run
+    monkeypatch.setattr(substitution, "NativeRmsNorm", _Broken)
+    # Then the model is not served more slowly without a word
+    with pytest.raises(ModelFailure, match=r"mine: .*no device function; .*--no-native"):
+        use_native_layers("mine", tiny_model("llama"), kernels)

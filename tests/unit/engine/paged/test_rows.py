@@ -98,7 +98,7 @@ def test_a_row_knows_how_its_sequence_is_sampled() -> None:
     rows = RowTable(NUM_ROWS, MAX_PAGES)
     # When
     plain = rows.row(sequence([2], [0], sampling=Sampling(temperature=0.5), seed=-1))
-    general = rows.row(sequence([2], [1], sampling=Sampling(top_p=0.5)))
+    general = rows.row(sequence([2], [1], sampling=Sampling(top_p=0.5, num_logprobs=1)))
     # Then
     assert rows.temperatures[plain] == 0.5
     assert rows.seeds[plain] == 2**64 - 1

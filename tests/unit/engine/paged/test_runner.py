@@ -105,6 +105,52 @@ def test_a_prompt_in_pieces_of_which_one_is_a_single_token_gives_the_same_answer
     assert one.answer_ids == own_answer(bench.reference, prompt, 1)
 
 
+class Place:
+    """A mark that notes that somebody waited for it."""
+
+    is_reached = False
+
+    def synchronize(self) -> None:
+        self.is_reached = True
+
+
+@pytest.mark.parametrize("num_tokens", [5, 9])
+def test_every_launch_is_waited_for_whether_it_samples_or_not(num_tokens: int) -> None:
+    # Given a runner whose launches are marked
+    bench = Bench()
+    places: list[Place] = []
+
+    def set_mark(_: torch.device) -> Place:
+        places.append(Place())
+        return places[-1]
+
+    runner = PagedRunner(bench.model, bench.storage, ReferenceKernels(), Limits(NUM_ROWS, 64, 1), set_mark)
+    one = bench.sequence(random_prompt(9))
+    # When a prompt of nine tokens is prefilled, in part or as a whole
+    launch = runner.launch([Piece(one, num_tokens)])
+    assert [place.is_reached for place in places] == [False]
+    assert len(launch.result()) == (num_tokens == 9)
+    # Then
+    assert places[0].is_reached
+
+
+@pytest.mark.parametrize(("least_rows", "padded"), [(1, 1), (2, 2), (3, 4), (NUM_ROWS, NUM_ROWS)])
+def test_the_proof_goes_through_every_size_it_asks_for(least_rows: int, padded: int) -> None:
+    # Given a model that notes how many tokens it is given
+    bench = Bench()
+    seen: list[int] = []
+    bench.model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    one = bench.sequence(prompt := random_prompt(5))
+    bench.step(one)
+    # When it decodes
+    logits = bench.runner.forward([whole(one)], least_rows)
+    # Then it is padded, to no harm
+    assert seen == [5, padded]
+    assert logits.argmax(dim=-1).tolist() == own_answer(bench.reference, prompt, 2)[1:]
+
+
 def test_a_row_that_is_not_finite_fails_alone_and_spoils_no_later_step() -> None:
     # Given a model that knows no number for one token
     bench = Bench()

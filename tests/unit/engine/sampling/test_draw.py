@@ -15,7 +15,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from engine.sampling.draw import Restrictions, draw, draw_restricted, invert, plain_tokens, scaled
+from engine.sampling.draw import draw, draw_restricted, invert, plain_tokens, scaled
+from engine.sampling.restrict import Restrictions
 
 NUM_DRAWS = 1_000
 NUMBERS = (torch.arange(NUM_DRAWS, dtype=torch.float64) + 0.5) / NUM_DRAWS
@@ -123,7 +124,7 @@ def test_what_a_row_draws_does_not_depend_on_the_others(seed: int, num_rows: int
         torch.tensor([0.9, 1.0, 0.5] * 3, dtype=torch.float64)[:num_rows],
         torch.zeros(num_rows),
     )
-    together = draw_restricted(rows, numbers, wanted).tolist(), draw(rows.clone(), numbers).tolist()
+    together = draw_restricted(rows.clone(), numbers, wanted).tolist(), draw(rows.clone(), numbers).tolist()
     # When each is drawn from alone
     alone: tuple[list[int], list[int]] = [], []
     for row in range(num_rows):

@@ -59,10 +59,9 @@ def test_top_p_is_right_where_the_vocabulary_is_larger_than_the_candidates() -> 
     flat = torch.zeros(200, 5_000)
     # When half of its mass may be drawn from
     drawn = tokens_of(sample(flat, [sequence(Sampling(top_p=0.5), seed) for seed in range(200)]))
-    # Then that is 2,500 tokens, not the first 1,024
-    assert len({token for token in drawn if token is not None}) > 150
-    ranks = flat[0].sort(descending=True).indices[:2_501].tolist()
-    assert {token for token in drawn if token is not None} <= set(ranks)
+    # Then that is 2,500 tokens, not the first 1,024, and of equal ones those that come first
+    assert len(set(drawn)) > 150
+    assert set(drawn) <= set(range(2_500))
 
 
 def test_a_row_that_is_not_finite_fails_alone() -> None:
@@ -127,8 +126,8 @@ def test_large_batches_are_cut_without_a_trace(monkeypatch: pytest.MonkeyPatch) 
     assert [one.logprobs for one in cut] == [one.logprobs for one in whole]
 
 
-def test_plain_rows_are_those_that_want_a_temperature_at_most() -> None:
-    assert [is_plain(one) for one in mixed()] == [True, True, *[False] * 7]
+def test_plain_rows_are_those_whose_tokens_the_device_can_draw_alone() -> None:
+    assert [is_plain(one) for one in mixed()] == [*[True] * 5, *[False] * 4]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
