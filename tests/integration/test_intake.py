@@ -73,7 +73,7 @@ def test_blank_lines_and_windows_line_ends_are_harmless(world: World) -> None:
         (chat_line("x").replace(b"/v1/chat/completions", b"/v2/other"), ("invalid_endpoint", 2, "url")),
         (chat_line("x", model="test/other"), ("mismatched_model", 2, "body.model")),
         (chat_line("x", stream=True), ("unsupported_parameter", 2, "body.stream")),
-        (chat_line("x", n=3), ("unsupported_parameter", 2, "body.n")),
+        (chat_line("x", best_of=3), ("unsupported_parameter", 2, "body.best_of")),
         (chat_line("x", temperature="hot"), ("invalid_type", 2, "body.temperature")),
         (chat_line("x", max_tokens=0), ("invalid_type", 2, "body.max_tokens")),
         (chat_line("x", messages=[]), ("invalid_type", 2, "body.messages")),

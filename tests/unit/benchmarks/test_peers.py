@@ -58,8 +58,13 @@ def peer(launch: Launch) -> Iterator[PeerProcess]:
         yield process
 
 
+def peers() -> list[psutil.Process]:
+    """Children that are Python programs: servers that other tests share may run beside them."""
+    return [child for child in psutil.Process().children() if "python" in child.name()]
+
+
 def status_of_child() -> str:
-    (child,) = psutil.Process().children()
+    (child,) = peers()
     return child.status()
 
 
@@ -82,13 +87,13 @@ def test_no_process_is_left_behind_whatever_happens(launch: Launch) -> None:
     with pytest.raises(KeyboardInterrupt), closing(processes):
         raise KeyboardInterrupt
     # Then
-    assert psutil.Process().children() == []
+    assert peers() == []
 
 
 def test_a_peer_that_cannot_load_fails_with_its_last_words(launch: Launch) -> None:
     with pytest.raises(PeerFailed, match=r"ended with status 1: .*no such model: nowhere; its log is"):
         PeerProcess(launch, setup("broken"))
-    assert psutil.Process().children() == []
+    assert peers() == []
 
 
 def test_a_peer_that_ends_on_its_turn_fails_and_can_be_closed(peer: PeerProcess) -> None:
@@ -179,10 +184,10 @@ def test_an_engine_process_becomes_ready_and_is_ended(model: str, tmp_path: Path
     seconds = ready_seconds(setup(model=model), tmp_path / "log")
     # Then
     assert seconds > 0
-    assert psutil.Process().children() == []
+    assert peers() == []
 
 
 def test_an_engine_whose_model_cannot_be_loaded_says_why(tmp_path: Path) -> None:
     with pytest.raises(PeerFailed, match=r"expected its model to be loaded, but: .*no-such-directory.*; its log is"):
         ready_seconds(setup(model="/no-such-directory"), tmp_path / "log")
-    assert psutil.Process().children() == []
+    assert peers() == []
