@@ -8,9 +8,11 @@ from fastapi import FastAPI
 from redis.asyncio import Redis as AsyncRedis
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from api import batches, completions, errors, files, health, home, jobs, models
+from api import errors, health, home
 from api.context import Context
 from api.limits import BodyLimit
+from api.native import jobs
+from api.openai import batches, completions, files, models
 from core.errors import ConfigurationError
 from core.redis_url import client_url
 from core.settings import Settings

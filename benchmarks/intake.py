@@ -34,10 +34,10 @@ from db.files import new_file_id, open_file_store
 from db.jobs import NewBatch
 from db.tables import FileRow
 from tasks.factory import create_app
-from tasks.intake import validate
 from tasks.messages import Messages
 from tasks.relay import RedisRelay
 from tasks.services import Services
+from tasks.upkeep.intake import validate
 
 MODEL = "null"
 NUM_ROWS, NUM_QUICK_ROWS = 50_000, 10_000

@@ -14,7 +14,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({})).keys()) | {
 
 
 class LineFormatter(logging.Formatter):
-    """`2026-11-20 10:00:00.123Z WARNING tasks.reconciler: chunk 3 … event=chunk.expired job=batch_…`"""
+    """`2026-11-20 10:00:00.123Z WARNING tasks.upkeep.reconciler: chunk 3 … event=chunk.expired job=batch_…`"""
 
     converter = staticmethod(time.gmtime)
     default_msec_format = "%s.%03dZ"

@@ -9,7 +9,13 @@ from tasks.base import MillraceTask
 from tasks.beat import beat_schedule
 from tasks.queues import CONTROL
 
-TASK_MODULES = ("tasks.finalizing", "tasks.heavy", "tasks.inference", "tasks.intake", "tasks.reconciler")
+TASK_MODULES = (
+    "tasks.heavy",
+    "tasks.inference",
+    "tasks.upkeep.finalizing",
+    "tasks.upkeep.intake",
+    "tasks.upkeep.reconciler",
+)
 
 # Longer than any lease: a message that comes again while its chunk is leased would be a wake-up for nothing.
 VISIBILITY_TIMEOUT_SECONDS = 3600

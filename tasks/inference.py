@@ -6,9 +6,10 @@ from celery import shared_task
 
 from core.errors import ConfigurationError, Unavailable
 from core.job import ServiceClass
-from tasks import dispatcher, finalizing
+from tasks import dispatcher
 from tasks.messages import RUN_CHUNK
 from tasks.services import ChunkRun, Services, current
+from tasks.upkeep import finalizing
 
 logger = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ from db.jobs import NewBatch
 from db.tables import FileRow, JobRow
 from tasks import services as installed
 from tasks.factory import create_app
-from tasks.intake import validate
 from tasks.messages import Messages
 from tasks.relay import RedisRelay
 from tasks.services import ChunkRunner, Services
+from tasks.upkeep.intake import validate
 
 MODEL = "test/model"
 

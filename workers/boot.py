@@ -24,7 +24,7 @@ from tasks.messages import Messages
 from tasks.relay import RedisRelay
 from tasks.services import Services
 from workers.agent import READY_FILE_VARIABLE, THREADS_VARIABLE
-from workers.chunk_run import EngineChunkRunner, RunnerOptions
+from workers.chunks.run import EngineChunkRunner, RunnerOptions
 from workers.engine_client import EngineClient
 from workers.presence import Presence
 

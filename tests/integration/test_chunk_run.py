@@ -17,13 +17,13 @@ from core.job import JobState, ServiceClass
 from core.openai.completion import TEXT_ENDPOINT
 from core.protocol import Failed, Generate
 from db import jobs
-from tasks import reconciler
-from tasks.intake import validate
 from tasks.services import ChunkRun
+from tasks.upkeep import reconciler
+from tasks.upkeep.intake import validate
 from tests.engine_process import engine_process
 from tests.polling import until
 from tests.world import MODEL, World, changed, chat_line
-from workers.chunk_run import EngineChunkRunner, RunnerOptions
+from workers.chunks.run import EngineChunkRunner, RunnerOptions
 from workers.engine_client import EngineClient, Sink, probe
 
 DEADLINE_SECONDS = 60.0

@@ -7,8 +7,8 @@ from sqlalchemy import text
 
 from core.job import JobState
 from db import chunks, jobs
-from tasks import reconciler
-from tasks.finalizing import finalize
+from tasks.upkeep import reconciler
+from tasks.upkeep.finalizing import finalize
 from tests.world import World, failure, success
 
 

@@ -10,8 +10,8 @@ from sqlalchemy import text
 from core.job import JobState
 from core.openai.batchfile import split_lines
 from core.openai.completion import TEXT_ENDPOINT
-from tasks.intake import validate
 from tasks.services import Services
+from tasks.upkeep.intake import validate
 from tests.world import MODEL, World, batch_file, changed, chat_line
 
 

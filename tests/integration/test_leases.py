@@ -9,7 +9,7 @@ from sqlalchemy import text
 from core.errors import LeaseLost
 from core.job import JobState
 from db import chunks, jobs
-from tasks import reconciler
+from tasks.upkeep import reconciler
 from tests.world import MODEL, World, failure, success
 
 

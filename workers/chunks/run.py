@@ -28,7 +28,7 @@ from db import chunks
 from db.chunks import Crash, Lease, Outcome, Request
 from db.connection import Database
 from tasks.services import ChunkRun
-from workers import outcome
+from workers.chunks import outcome
 from workers.engine_client import ENGINE_LOST, Answer, EngineClient
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 import json
 
 from db.results import ResultRow
-from tasks.finalizing import result_line
+from tasks.upkeep.finalizing import result_line
 
 
 def test_a_row_that_was_answered_is_a_line_of_the_output_file_as_openai_writes_it() -> None:

@@ -7,7 +7,7 @@ import pytest
 from core.errors import InvalidRequest
 from core.protocol import Failed, Finished, Timing, Usage
 from db.chunks import Lease
-from workers import outcome
+from workers.chunks import outcome
 
 FINISHED = Finished("id", "hello", "stop", Usage(3, 2), Timing(0.1, 0.2, 0.5))
 

@@ -1,0 +1,1 @@
+"""What keeps jobs moving without a device: validation, finalization, the repair of what crashes leave behind."""

@@ -1,0 +1,1 @@
+"""Running claimed chunks: requests out to the engine, outcomes back into the database, under a lease."""
