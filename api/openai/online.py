@@ -1,0 +1,111 @@
+"""An online request: a job of one request, whose answer is waited for.
+
+The request is committed before it is sent, so it is run like any other; a Redis stream wakes the waiter, who reads the
+answer from PostgreSQL. Whoever leaves, or waits too long, cancels.
+"""
+
+import logging
+from datetime import timedelta
+
+from anyio import CancelScope, current_time, sleep
+from fastapi import Request, Response
+from redis.exceptions import RedisError
+from starlette.concurrency import run_in_threadpool
+
+from api.context import Context
+from api.errors import SERVER_ERROR, error_response
+from core.errors import Interrupted, InvalidRequest, NotFound
+from core.job import JobState, ServiceClass
+from core.openai.completion import parse_body
+from db import jobs, models, results
+from db.jobs import NewOnlineRequest
+from db.tables import JobRow, OutcomeRow
+from tasks.relay import answer_stream
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+PAUSE_SECONDS = 0.05
+EXPIRY_MARGIN_SECONDS = 30.0  # whoever waits gives up first
+CLIENT_CLOSED_REQUEST = 499
+
+
+async def answer(context: Context, tenant: str, request: Request, endpoint: str) -> Response:
+    _check_content_type(request)
+    body = await request.body()
+    job = await run_in_threadpool(_submit, context, tenant, endpoint, body)
+    outcome = None
+    try:
+        await run_in_threadpool(context.messages.wake_up, ServiceClass.ONLINE, job.model or "", f"{job.public_id}#0")
+        outcome = await _wait(context, request, job)
+    finally:
+        if outcome is None:  # nobody waits any more, whatever the reason
+            with CancelScope(shield=True):
+                await run_in_threadpool(_cancel, context, job)
+    return _response(outcome)
+
+
+def _check_content_type(request: Request) -> None:
+    """Browsers let any page send other types across origins without asking."""
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise InvalidRequest(f"expected Content-Type application/json, got {content_type!r}", param="content-type")
+
+
+def _response(outcome: OutcomeRow | None) -> Response:
+    if outcome is None:
+        return error_response(CLIENT_CLOSED_REQUEST, "client_closed_request", "the client closed the connection")
+    if outcome.status_code is None:
+        return error_response(SERVER_ERROR, "not_executed", "the request was stopped before it could run")
+    return Response(outcome.body, status_code=outcome.status_code, media_type="application/json")
+
+
+def _submit(context: Context, tenant: str, endpoint: str, body: bytes) -> JobRow:
+    parsed = parse_body(endpoint, body)
+    lifetime = timedelta(seconds=context.settings.online_timeout_seconds + EXPIRY_MARGIN_SECONDS)
+    online = NewOnlineRequest(
+        endpoint=endpoint, model=parsed.model, body=body.decode(), expires_after=lifetime, tenant=tenant
+    )
+    with context.database.begin() as session:
+        if not models.is_served(session, parsed.model):
+            raise NotFound(
+                f"model {parsed.model!r} is not served here; GET /v1/models lists those that are",
+                param="model",
+                code="model_not_found",
+            )
+        return jobs.create_online(session, online)
+
+
+async def _wait(context: Context, request: Request, job: JobRow) -> OutcomeRow | None:
+    """The outcome, or None when the client has gone. Raises Interrupted when it takes too long."""
+    deadline = current_time() + context.settings.online_timeout_seconds
+    while current_time() < deadline:
+        await _sleep_until_told(context, job)
+        outcome = await run_in_threadpool(_read, context, job)
+        if outcome is not None:
+            return outcome
+        await sleep(PAUSE_SECONDS)
+        if await request.is_disconnected():
+            return None
+    raise Interrupted(
+        f"no answer within {context.settings.online_timeout_seconds:.0f} s; the request was cancelled. "
+        "Try again, or submit it as a batch"
+    )
+
+
+async def _sleep_until_told(context: Context, job: JobRow) -> None:
+    try:
+        await context.redis.xread({answer_stream(job.public_id): "0"}, count=1, block=int(LOOK_SECONDS * 1000))
+    except RedisError as error:
+        logger.warning("job %s: waiting without Redis: %s", job.public_id, error)
+        await sleep(LOOK_SECONDS)
+
+
+def _read(context: Context, job: JobRow) -> OutcomeRow | None:
+    with context.database.begin() as session:
+        return results.online_outcome(session, job.id)
+
+
+def _cancel(context: Context, job: JobRow) -> None:
+    with context.database.begin() as session:
+        jobs.stop(session, job, JobState.CANCELLED)
