@@ -11,7 +11,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from api import errors, health, home
 from api.context import Context
 from api.limits import BodyLimit
-from api.native import jobs
+from api.native import jobs, queues
 from api.openai import batches, completions, files, models
 from core.errors import ConfigurationError
 from core.redis_url import client_url
@@ -56,7 +56,7 @@ def create_api(settings: Settings) -> FastAPI:
         summary="LLM jobs on your own GPUs: OpenAI-compatible batches and completions.",
         lifespan=lifespan,
     )
-    for module in (files, batches, models, completions, jobs, health, home):
+    for module in (files, batches, models, completions, jobs, queues, health, home):
         app.include_router(module.router)
     app.add_middleware(BodyLimit, max_file_bytes=settings.max_file_bytes)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings))

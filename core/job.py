@@ -9,6 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 DEFAULT_TENANT = "default"
+MIN_PRIORITY, DEFAULT_PRIORITY, MAX_PRIORITY = 0, 5, 9
 
 
 class JobKind(StrEnum):

@@ -144,8 +144,9 @@ def begin_finalizing(guard: Session, public_id: str) -> JobRow | None:
 
 
 def list_batches(session: Session, *, tenant: str, after: str | None, limit: int) -> Sequence[JobRow]:
-    """Newest first; `after` is the public id of the last one of the page before. Raises NotFound for an unknown one."""
-    query = select(JobRow).where(JobRow.tenant == tenant, JobRow.service_class == ServiceClass.BATCH.value)
+    """Jobs from files, newest first; `after` is the public id of the last one of the page before. Raises NotFound for
+    an unknown one."""
+    query = select(JobRow).where(JobRow.tenant == tenant, JobRow.input_file_id.is_not(None))
     if after is not None:
         query = query.where(JobRow.id < find(session, after, tenant=tenant).id)
     return session.scalars(query.order_by(JobRow.id.desc()).limit(limit)).all()

@@ -1,43 +1,139 @@
-"""`/api/v1/jobs`: jobs of every kind, with the measurements that OpenAI's objects have no place for."""
+"""`/api/v1/jobs`: jobs of every kind: submit, list, show, change, end and remove; and their results."""
 
-from typing import Any
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Response, status
+from sqlalchemy.orm import Session
 
-from api.context import Ctx, Tenant
-from core.job import TERMINAL_JOB_STATES, JobState
+from api.context import Context, Ctx, Tenant, page
+from api.native import inference
+from api.native.bodies import InferenceBody, JobPatch
+from api.native.objects import Deleted, Job, JobPage, has_ended, job_object, json_object, result_of
+from core.errors import InvalidRequest, Unavailable
+from core.job import JobKind, JobState, ServiceClass
 from db import jobs
-from db.jobs import Progress
+from db.native import listing, removal, submission
+from db.native.listing import JobFilter
+from db.native.submission import JobChange
 from db.tables import JobRow
+from tasks.upkeep.finalizing import result_line
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
+PAGE_JOBS, MOST_JOBS = 20, 100
+PAGE_RESULTS, MOST_RESULTS = 1000, 10_000
+JSON_LINES = "application/jsonl"
 
-@router.get("/{job_id}", summary="Show a job with its progress and latencies")
-def get_job(context: Ctx, tenant: Tenant, job_id: str) -> dict[str, Any]:
+
+@router.post("", status_code=status.HTTP_201_CREATED, summary="Submit a job")
+def create_job(context: Ctx, tenant: Tenant, body: InferenceBody) -> Job:
+    """Requests are checked before anything is kept; the answer shows the job as it was accepted."""
+    return job_object(inference.submit(context, tenant, body))
+
+
+@router.get("", summary="List jobs, newest first")
+def list_jobs(
+    context: Ctx,
+    tenant: Tenant,
+    kind: JobKind | None = None,
+    state: JobState | None = None,
+    model: str | None = None,
+    service_class: ServiceClass | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=MOST_JOBS)] = PAGE_JOBS,
+) -> JobPage:
+    """Online requests, each of which is a job, are left out unless `service_class=online` asks for them. `after`: the
+    `last_id` of the page before."""
+    wanted = JobFilter(
+        kind=kind and kind.value,
+        state=state and state.value,
+        model=model,
+        service_class=service_class and service_class.value,
+        after=after,
+        limit=limit + 1,
+    )
+    with context.database.begin() as session:
+        rows = listing.list_jobs(session, wanted, tenant=tenant)
+        counts = jobs.progress(session, [row.id for row in rows if not has_ended(row)])
+    objects = [job_object(row, counts.get(row.id)).model_dump() for row in rows]
+    return JobPage.model_validate(page(objects, limit))
+
+
+@router.get("/{job_id}", summary="Show a job with its progress, latencies and result")
+def get_job(context: Ctx, tenant: Tenant, job_id: str) -> Job:
+    with context.database.begin() as session:
+        return _described(session, jobs.find(session, job_id, tenant=tenant))
+
+
+def _described(session: Session, job: JobRow) -> Job:
+    counts = None if has_ended(job) else jobs.progress(session, [job.id]).get(job.id)
+    if job.kind == JobKind.INFERENCE:
+        return job_object(job, counts, jobs.latencies(session, job))
+    shown = job_object(job, counts)
+    shown.parameters = json_object(listing.only_request(session, job))
+    shown.result = result_of(listing.only_outcome(session, job))
+    return shown
+
+
+@router.patch("/{job_id}", summary="Change a job's priority, deadline or metadata")
+def change_job(context: Ctx, tenant: Tenant, job_id: str, body: JobPatch) -> Job:
+    """A new priority holds for what has not started. 409 when the job has ended."""
+    change = JobChange(priority=body.priority, deadline=body.deadline, user_metadata=body.metadata)
     with context.database.begin() as session:
         job = jobs.find(session, job_id, tenant=tenant)
-        is_running = JobState(job.state) not in TERMINAL_JOB_STATES
-        progress = jobs.progress(session, [job.id]).get(job.id) if is_running else None
-        return job_object(job, progress, jobs.latencies(session, job))
+        submission.change(session, job, change)
+        return _described(session, job)
 
 
-def job_object(job: JobRow, progress: Progress | None, latencies: dict[str, float]) -> dict[str, Any]:
-    """`latencies`: seconds; `ttft_…` from the arrival at the engine, `wall_seconds` from the first request's arrival
-    there to the last answer."""
-    counts = progress or job
-    return {
-        "id": job.public_id,
-        "kind": job.kind,
-        "service_class": job.service_class,
-        "state": job.state,
-        "model": job.model,
-        "priority": job.priority,
-        "created_at": job.created_at.isoformat(),
-        "num_requests": job.num_requests,
-        "num_completed": counts.num_completed,
-        "num_failed": counts.num_failed,
-        "prompt_tokens": counts.prompt_tokens,
-        "completion_tokens": counts.completion_tokens,
-        "latencies": latencies,
-    }
+@router.delete("/{job_id}", summary="Cancel a job that runs; remove one that has ended")
+def delete_job(context: Ctx, tenant: Tenant, job_id: str, response: Response) -> Job | Deleted:
+    """A job that has not ended is cancelled (202; what is finished is kept). One that has is removed, with its requests
+    and outcomes; its files stay."""
+    with context.database.begin() as session:
+        job = jobs.find(session, job_id, tenant=tenant)
+        if has_ended(job):
+            removal.remove(session, job)
+            return Deleted(id=job.public_id)
+        jobs.stop(session, job, JobState.CANCELLED)
+        session.refresh(job)
+        counts = jobs.progress(session, [job.id]).get(job.id)
+    if counts is None or not counts.num_busy_chunks:
+        _finalize(context, job)
+    response.status_code = status.HTTP_202_ACCEPTED
+    return job_object(job, counts)
+
+
+def _finalize(context: Context, job: JobRow) -> None:
+    """The reconciler sends it too, should the broker be away."""
+    try:
+        context.messages.finalize_job(job.public_id)
+    except Unavailable:
+        return
+
+
+@router.get(
+    "/{job_id}/results",
+    summary="Read the outcomes of an inference job, page by page",
+    response_class=Response,
+    responses={200: {"content": {JSON_LINES: {}}, "description": "JSON lines, as in a batch's output file"}},
+)
+def get_results(
+    context: Ctx,
+    tenant: Tenant,
+    job_id: str,
+    after: Annotated[int, Query(ge=-1)] = -1,
+    limit: Annotated[int, Query(ge=1, le=MOST_RESULTS)] = PAGE_RESULTS,
+) -> Response:
+    """In order of the requests, successes and failures alike. `x-next-after` is what `after` must be for the next page;
+    without it there is none. While the job runs (`x-job-state`), these are the outcomes there are by now: rows that end
+    later may have smaller indices."""
+    with context.database.begin() as session:
+        job = jobs.find(session, job_id, tenant=tenant)
+        if job.kind != JobKind.INFERENCE:
+            raise InvalidRequest(f"expected an inference job, got one of {job.kind}; GET it to read its result")
+        rows = listing.results(session, job, after=after, limit=limit + 1)
+    headers = {"x-job-state": job.state}
+    if len(rows) > limit:
+        headers["x-next-after"] = str(rows[limit - 1].index)
+    content = b"".join(result_line(job.public_id, row) for row in rows[:limit])
+    return Response(content, media_type=JSON_LINES, headers=headers)

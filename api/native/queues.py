@@ -1,0 +1,101 @@
+"""`/api/v1/queues` and `/api/v1/nodes`: what waits and runs, and where."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from itertools import groupby
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from redis.exceptions import RedisError
+from starlette.concurrency import run_in_threadpool
+
+from api.context import Context, Ctx, Tenant
+from core.errors import Unavailable
+from db.native import nodes, queues
+from db.native.nodes import DeviceFigures
+from db.native.queues import QueueFigures
+from tasks.queues import inference_queue
+
+router = APIRouter(prefix="/api/v1", tags=["operations"])
+
+
+class Queue(BaseModel):
+    """num_messages: wake-ups in Redis that no worker has taken. oldest_age_seconds: of what waits."""
+
+    service_class: str
+    model: str
+    num_waiting_chunks: int
+    num_running_chunks: int
+    num_waiting_rows: int
+    num_running_rows: int
+    oldest_age_seconds: float | None
+    num_messages: int
+
+
+class QueueList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Queue]
+
+
+class Device(BaseModel):
+    name: str
+    models: list[str]
+    seen_at: datetime
+    silent_seconds: float
+
+
+class Node(BaseModel):
+    name: str
+    devices: list[Device]
+
+
+class NodeList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Node]
+
+
+@router.get("/queues", summary="Show what waits and runs, for each model and class")
+async def list_queues(context: Ctx, tenant: Tenant) -> QueueList:
+    """Of all tenants together."""
+    found = await run_in_threadpool(_figures, context)
+    depths = await _depths(context, [inference_queue(one.service_class, one.model) for one in found])
+    queues = [Queue(**asdict(one), num_messages=depth) for one, depth in zip(found, depths, strict=True)]
+    return QueueList(data=queues)
+
+
+def _figures(context: Context) -> list[QueueFigures]:
+    with context.database.begin() as session:
+        return queues.figures(session)
+
+
+async def _depths(context: Context, names: Sequence[str]) -> list[int]:
+    """Raises Unavailable."""
+    try:
+        async with context.redis.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.llen(name)
+            return [int(depth) for depth in await pipeline.execute()]
+    except RedisError as error:
+        raise Unavailable(f"Redis is away: {error}") from error
+
+
+@router.get("/nodes", summary="Show the nodes, their devices and the models they serve")
+def list_nodes(context: Ctx, tenant: Tenant) -> NodeList:
+    with context.database.begin() as session:
+        devices = nodes.list_devices(session)
+    return NodeList(data=[Node(name=name, devices=list(map(_device, of))) for name, of in groupby(devices, _node)])
+
+
+def _node(figures: DeviceFigures) -> str:
+    return figures.node
+
+
+def _device(figures: DeviceFigures) -> Device:
+    return Device(
+        name=figures.device,
+        models=figures.models,
+        seen_at=figures.seen_at,
+        silent_seconds=figures.silent_seconds,
+    )

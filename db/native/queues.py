@@ -1,0 +1,56 @@
+"""The queues as people look at them: what waits and runs for each model and class. Reads only chunks that have not
+ended, through their partial indexes."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFigures:
+    """Rows without an outcome, in chunks that wait or run. oldest_age_seconds: since the job of the oldest waiting
+    chunk was submitted; None where nothing waits."""
+
+    service_class: str
+    model: str
+    num_waiting_chunks: int
+    num_running_chunks: int
+    num_waiting_rows: int
+    num_running_rows: int
+    oldest_age_seconds: float | None
+
+
+_FIGURES = text("""
+SELECT c.service_class, c.model,
+    count(*) FILTER (WHERE c.state <> 'running'),
+    count(*) FILTER (WHERE c.state = 'running'),
+    coalesce(sum(c.num_requests - c.num_completed - c.num_failed) FILTER (WHERE c.state <> 'running'), 0),
+    coalesce(sum(c.num_requests - c.num_completed - c.num_failed) FILTER (WHERE c.state = 'running'), 0),
+    extract(epoch FROM clock_timestamp() - min(j.created_at) FILTER (WHERE c.state <> 'running'))
+FROM chunks c JOIN jobs j ON j.id = c.job_id
+WHERE c.state = 'waiting' OR c.state = 'running'
+GROUP BY c.service_class, c.model
+UNION ALL
+SELECT wanted.class, p.model, 0, 0, 0, 0, NULL
+FROM (SELECT DISTINCT model FROM placements) AS p CROSS JOIN (VALUES ('online'), ('batch')) AS wanted(class)
+WHERE NOT EXISTS (SELECT FROM chunks c WHERE c.service_class = wanted.class AND c.model = p.model
+                  AND (c.state = 'waiting' OR c.state = 'running'))
+ORDER BY 1 DESC, 2
+""")
+
+
+def figures(session: Session) -> list[QueueFigures]:
+    """Of every class and model that is served or has work."""
+    return [
+        QueueFigures(
+            service_class=row[0],
+            model=row[1],
+            num_waiting_chunks=row[2],
+            num_running_chunks=row[3],
+            num_waiting_rows=int(row[4]),
+            num_running_rows=int(row[5]),
+            oldest_age_seconds=None if row[6] is None else float(row[6]),
+        )
+        for row in session.execute(_FIGURES)
+    ]
