@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test check format bench docs clean
+.PHONY: help setup demo up test chaos check format bench docs clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ up: $(VENV)/.installed ## start everything and keep it running until Ctrl-C
 
 test: $(VENV)/.installed-dev ## run all tests
 	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+chaos: $(VENV)/.installed-dev ## kill processes under a running job, compare every row (SEED= KILLS= ROWS=)
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --kills $(or $(KILLS),50) --rows $(or $(ROWS),10000)
 
 check: $(VENV)/.installed-dev ## lint, format, types, import contracts, generated documentation
 	@$(BIN)/ruff check

@@ -3,7 +3,9 @@
 Its source is `null:` or `null:SECONDS`. Every prompt is answered after that delay with the first 16 hexadecimal digits
 of the SHA-256 of its canonical JSON, every text is embedded as eight numbers of the same digest; usage counts words.
 Two kinds of model have a fault: with `null:SECONDS!WORD` a prompt with this word takes the whole process down when its
-turn comes, as a broken kernel would, and with `null:SECONDS~WORD` the step that it is in never ends.
+turn comes, as a broken kernel would, and with `null:SECONDS~WORD` the step that it is in never ends. With
+`null:SECONDS>FILE` the digest of every prompt is appended to the file, a line each, when it arrives: what was run again
+stands there twice.
 """
 
 import hashlib
@@ -37,14 +39,16 @@ class NullModel:
         *,
         poison: str = "",
         trap: str = "",
+        journal: int | None = None,
     ) -> None:
-        """poison, trap: words that end the process, and that stop it for ever; empty is none."""
+        """poison, trap: words that end the process, and that stop it for ever; empty is none. journal: a descriptor."""
         self.num_slots = num_slots
         self.context_tokens = 0
         self.weight_bytes = 0
         self._delay_seconds = delay_seconds
         self._poison = poison.encode()
         self._trap = trap.encode()
+        self._journal = journal
         self._clock = clock
         self._due: deque[tuple[float, Arrival]] = deque()  # the delay is the same for all, so the first is due first
         self._waiting: dict[Key, Arrival] = {}
@@ -55,7 +59,8 @@ class NullModel:
     @classmethod
     def from_source(cls, source: str, num_slots: int) -> "NullModel":
         """Raises ConfigurationError."""
-        text, _, trap = source.removeprefix(PREFIX).partition("~")
+        text, _, path = source.removeprefix(PREFIX).partition(">")
+        text, _, trap = text.partition("~")
         text, _, poison = text.partition("!")
         try:
             delay = float(text or "0")
@@ -63,12 +68,14 @@ class NullModel:
             delay = -1.0
         if not 0 <= delay < float("inf"):
             raise ConfigurationError(f"a null model's source: expected `null:` or `null:SECONDS`, got {source!r}")
-        return cls(delay, num_slots, poison=poison, trap=trap)
+        return cls(delay, num_slots, poison=poison, trap=trap, journal=_open_journal(path) if path else None)
 
     def submit(self, arrival: Arrival) -> None:
         if isinstance(arrival.request, Generate):
             check_prompt(arrival.request)
             check_sampling(arrival.request.sampling)
+            if self._journal is not None:
+                os.write(self._journal, f"{answer_text(arrival.request)}\n".encode())
         self._waiting[arrival.key] = arrival
         self._due.append((arrival.arrived_seconds + self._delay_seconds, arrival))
 
@@ -104,6 +111,9 @@ class NullModel:
     def close(self) -> None:
         self._waiting.clear()
         self._due.clear()
+        if self._journal is not None:
+            os.close(self._journal)
+            self._journal = None
 
     def _answer(self, arrival: Arrival, now: float) -> list[Reply]:
         request, key = arrival.request, arrival.key
@@ -130,6 +140,14 @@ class NullModel:
         usage = Usage(sum(len(item.split() if isinstance(item, str) else item) for item in inputs), 0)
         self._prompt_tokens += usage.prompt_tokens
         return Reply(key, Embedded(request.id, [embedding(item) for item in inputs], usage, timing))
+
+
+def _open_journal(path: str) -> int:
+    """Appended to by several engines at once, a line by one write. Raises ConfigurationError."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigurationError(f"a null model's journal: expected a file, got {path!r}: {error}") from error
 
 
 def answer_text(request: Generate) -> str:

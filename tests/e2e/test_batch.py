@@ -1,15 +1,13 @@
 """The whole line as its users see it: a real `millrace up`, the official client, every row compared, and processes
 killed in the middle. The null model answers with a hash of the prompt, so a wrong, lost or doubled answer shows."""
 
-import hashlib
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import msgspec
 import openai
 import psutil
 import psycopg
@@ -20,6 +18,8 @@ from openai.types import Batch
 from cli.local.running import running
 from core.settings import Settings
 from tests.e2e.test_up import free_ports
+from tests.null_answers import chat_rows as rows_for
+from tests.null_answers import encode, expected_answer
 from tests.polling import until
 from tests.servers import temporary_data_directory
 from workers.instance import Instance, find_processes
@@ -65,28 +65,7 @@ def millrace() -> Iterator[Millrace]:
 
 
 def chat_rows(count: int, model: str = QUICK) -> list[dict[str, object]]:
-    return [
-        {
-            "custom_id": f"row-{index}",
-            "method": "POST",
-            "url": "/v1/chat/completions",
-            "body": {"model": model, "messages": [{"role": "user", "content": f"question {index}"}]},
-        }
-        for index in range(count)
-    ]
-
-
-def expected_answer(row: dict[str, object]) -> str:
-    """What the null model says: 16 hexadecimal digits of the SHA-256 of the prompt as canonical JSON."""
-    body = row["body"]
-    assert isinstance(body, dict)
-    prompt = body["messages"] if "messages" in body else body["prompt"]
-    canonical = msgspec.json.Encoder(order="deterministic").encode(prompt)
-    return hashlib.sha256(canonical).hexdigest()[:16]
-
-
-def encode(rows: Sequence[object]) -> bytes:
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    return rows_for(count, model)
 
 
 def submit(client: OpenAI, content: bytes, endpoint: str = "/v1/chat/completions") -> Batch:

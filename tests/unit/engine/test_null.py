@@ -2,6 +2,7 @@
 
 import math
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -116,3 +117,20 @@ def test_it_refuses_what_a_real_model_refuses(request_: Generate) -> None:
 def test_a_delay_that_is_none_is_refused(source: str) -> None:
     with pytest.raises(ConfigurationError, match="null:SECONDS"):
         NullModel.from_source(source, 4)
+
+
+def test_its_journal_holds_a_line_for_every_arrival(tmp_path: Path) -> None:
+    # Given two models that write to the same file
+    path = tmp_path / "journal"
+    one, other = (NullModel.from_source(f"null:0.5>{path}", 4) for _ in range(2))
+    # When the same prompt arrives at both
+    for model in (one, other):
+        model.submit(arrival(Generate("x", "null", text="how are you")))
+        model.close()
+    # Then
+    assert path.read_text() == "1ec4d525f5242a3f\n" * 2
+
+
+def test_a_journal_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="journal"):
+        NullModel.from_source(f"null:>{tmp_path}", 4)
