@@ -167,6 +167,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         ),
     ] = "postgresql"
     max_file_bytes: Annotated[Count, Meta(description="Largest file that is accepted, in bytes.")] = 200 * 1024 * 1024
+    file_retention_days: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="How long files are kept whose user asked for no expiry, those that batches write included. "
+            "0: until they are deleted.",
+        ),
+    ] = 30.0
     max_batch_rows: Annotated[Count, Meta(description="Most rows of one batch.")] = 50_000
     log_level: Annotated[
         str, Meta(description="`DEBUG`, `INFO`, `WARNING` or `ERROR`.", pattern="^(DEBUG|INFO|WARNING|ERROR)$")

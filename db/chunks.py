@@ -52,6 +52,7 @@ class Outcome:
     body: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     queue_seconds: float = 0.0
     first_token_seconds: float = 0.0
     total_seconds: float = 0.0
@@ -118,6 +119,7 @@ UPDATE chunks AS c SET
     num_failed = c.num_failed + :num_failed,
     prompt_tokens = c.prompt_tokens + :prompt_tokens,
     completion_tokens = c.completion_tokens + :completion_tokens,
+    cached_tokens = c.cached_tokens + :cached_tokens,
     state = CASE WHEN c.num_completed + c.num_failed + :num_completed + :num_failed >= c.num_requests
         THEN 'done' ELSE c.state END,
     lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
@@ -129,20 +131,22 @@ RETURNING c.state, jobs.state = 'cancelling' OR jobs.ending IS NOT NULL
 
 # One JSON document instead of arrays for `unnest`: psycopg writes arrays item by item in Python, eight times as slow.
 _APPEND = text("""
-INSERT INTO outcomes (job_id, index, status_code, body, prompt_tokens, completion_tokens,
+INSERT INTO outcomes (job_id, index, status_code, body, prompt_tokens, completion_tokens, cached_tokens,
     queue_seconds, first_token_seconds, total_seconds)
 SELECT :job_id, row.* FROM json_to_recordset(CAST(:outcomes AS json)) AS row(index int, status_code smallint, body text,
-    prompt_tokens int, completion_tokens int, queue_seconds real, first_token_seconds real, total_seconds real)
+    prompt_tokens int, completion_tokens int, cached_tokens int,
+    queue_seconds real, first_token_seconds real, total_seconds real)
 ON CONFLICT DO NOTHING
 """)
 
 _RECOUNT = text("""
 UPDATE chunks SET num_completed = seen.completed, num_failed = seen.failed, prompt_tokens = seen.prompt,
-    completion_tokens = seen.completion,
+    completion_tokens = seen.completion, cached_tokens = seen.cached,
     state = CASE WHEN seen.completed + seen.failed >= num_requests THEN 'done' ELSE 'running' END
 FROM (SELECT count(*) FILTER (WHERE status_code = 200) AS completed,
              count(*) FILTER (WHERE status_code IS DISTINCT FROM 200) AS failed,
-             coalesce(sum(prompt_tokens), 0) AS prompt, coalesce(sum(completion_tokens), 0) AS completion
+             coalesce(sum(prompt_tokens), 0) AS prompt, coalesce(sum(completion_tokens), 0) AS completion,
+             coalesce(sum(cached_tokens), 0) AS cached
       FROM outcomes WHERE job_id = :job_id AND index >= :first AND index < CAST(:first AS int) + :count) AS seen
 WHERE id = :chunk_id RETURNING state
 """)
@@ -271,6 +275,7 @@ def _fence_values(lease: Lease, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "num_failed": len(outcomes) - num_completed,
         "prompt_tokens": sum(outcome.prompt_tokens for outcome in outcomes),
         "completion_tokens": sum(outcome.completion_tokens for outcome in outcomes),
+        "cached_tokens": sum(outcome.cached_tokens for outcome in outcomes),
     }
 
 

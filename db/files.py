@@ -7,10 +7,11 @@ shared directory or an object store. Bytes come before the row that names them: 
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol
 
 import fsspec
-from sqlalchemy import delete, literal, select, tuple_
+from sqlalchemy import ColumnElement, delete, func, literal, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from core.errors import ConfigurationError, NotFound, Unavailable
@@ -128,21 +129,29 @@ def new_file_id() -> str:
     return f"file-{secrets.token_hex(12)}"
 
 
-def put(session: Session, file: FileRow) -> None:
-    """Adds the row, or replaces one of the same id."""
+def put(session: Session, file: FileRow, *, lifetime: timedelta | None = None) -> None:
+    """Adds the row, or replaces one of the same id. It is there for `lifetime` from now; None: until it is deleted."""
+    file.expires_at = None if lifetime is None else func.now() + lifetime
     session.merge(file)
 
 
-def add(session: Session, file: FileRow) -> FileRow:
+def add(session: Session, file: FileRow, *, lifetime: timedelta | None = None) -> FileRow:
+    """As `put`, for a file that is new."""
+    file.expires_at = None if lifetime is None else func.now() + lifetime
     session.add(file)
     session.flush()
     session.refresh(file)
     return file
 
 
+def _is_there() -> ColumnElement[bool]:
+    """An expired file is gone at once, although upkeep removes it later."""
+    return or_(FileRow.expires_at.is_(None), FileRow.expires_at > func.now())
+
+
 def find(session: Session, file_id: str, *, tenant: str) -> FileRow:
-    """Raises NotFound when this tenant has no such file."""
-    file = session.scalar(select(FileRow).where(FileRow.id == file_id, FileRow.tenant == tenant))
+    """Raises NotFound when this tenant has no such file, or it has expired."""
+    file = session.scalar(select(FileRow).where(FileRow.id == file_id, FileRow.tenant == tenant, _is_there()))
     if file is None:
         raise NotFound(f"no file with id {file_id!r}", param="file_id")
     return file
@@ -161,7 +170,7 @@ class FilePage:
 def list_files(session: Session, page: FilePage, *, tenant: str) -> Sequence[FileRow]:
     """In order of time. Raises NotFound for an unknown `after`."""
     position = tuple_(FileRow.created_at, FileRow.id)
-    query = select(FileRow).where(FileRow.tenant == tenant)
+    query = select(FileRow).where(FileRow.tenant == tenant, _is_there())
     if page.purpose is not None:
         query = query.where(FileRow.purpose == page.purpose)
     if page.after is not None:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import NotFound
 from core.job import (
+    DEFAULT_PRIORITY,
     DEFAULT_TENANT,
     JOB_MOVES,
     TERMINAL_JOB_STATES,
@@ -33,8 +34,10 @@ class NewBatch:
     input_file_id: str
     completion_window: str
     expires_after: timedelta
+    output_expires_after_seconds: int | None = None
     user_metadata: dict[str, Any] | None = None
     tenant: str = DEFAULT_TENANT
+    priority: int = DEFAULT_PRIORITY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ class Progress:
     num_failed: int
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int
     num_busy_chunks: int
 
 
@@ -69,8 +73,10 @@ def create_batch(session: Session, batch: NewBatch) -> JobRow:
         service_class=ServiceClass.BATCH.value,
         state=JobState.VALIDATING.value,
         endpoint=batch.endpoint,
+        priority=batch.priority,
         input_file_id=batch.input_file_id,
         completion_window=batch.completion_window,
+        output_expires_after_seconds=batch.output_expires_after_seconds,
         user_metadata=batch.user_metadata,
         expires_at=func.now() + batch.expires_after,
     )
@@ -225,7 +231,7 @@ def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
     rows = session.execute(
         text(
             "SELECT job_id, sum(num_completed), sum(num_failed), sum(prompt_tokens), sum(completion_tokens),"
-            " count(*) FILTER (WHERE state IN ('waiting', 'running'))"
+            " sum(cached_tokens), count(*) FILTER (WHERE state IN ('waiting', 'running'))"
             " FROM chunks WHERE job_id = ANY(:ids) GROUP BY job_id"
         ),
         {"ids": list(job_ids)},

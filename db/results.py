@@ -39,10 +39,11 @@ ON CONFLICT DO NOTHING
 
 _TOTAL = text("""
 UPDATE jobs SET num_completed = seen.completed, num_failed = seen.failed, prompt_tokens = seen.prompt,
-    completion_tokens = seen.completion
+    completion_tokens = seen.completion, cached_tokens = seen.cached
 FROM (SELECT count(*) FILTER (WHERE status_code = 200) AS completed,
              count(*) FILTER (WHERE status_code IS DISTINCT FROM 200) AS failed,
-             coalesce(sum(prompt_tokens), 0) AS prompt, coalesce(sum(completion_tokens), 0) AS completion
+             coalesce(sum(prompt_tokens), 0) AS prompt, coalesce(sum(completion_tokens), 0) AS completion,
+             coalesce(sum(cached_tokens), 0) AS cached
       FROM outcomes WHERE job_id = :job_id) AS seen
 WHERE id = :job_id
 """)

@@ -50,8 +50,12 @@ class FileRow(Row):
     filename: Mapped[str]
     num_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
 
-    __table_args__ = (Index("ix_files_tenant_created_at", "tenant", "created_at"),)
+    __table_args__ = (
+        Index("ix_files_tenant_created_at", "tenant", "created_at"),
+        Index("ix_files_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+    )
 
 
 class FileBlockRow(Row):
@@ -62,6 +66,22 @@ class FileBlockRow(Row):
     file_id: Mapped[str] = mapped_column(primary_key=True)
     index: Mapped[int] = mapped_column(Integer, primary_key=True)
     data: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class IdempotencyKeyRow(Row):
+    """A call that carried an Idempotency-Key, and what it made."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    route: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    body_hash: Mapped[bytes] = mapped_column(LargeBinary)
+    object_id: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
 
 
 class ModelRow(Row):
@@ -105,6 +125,7 @@ class JobRow(Row):
     output_file_id: Mapped[str | None]
     error_file_id: Mapped[str | None]
     completion_window: Mapped[str | None]
+    output_expires_after_seconds: Mapped[int | None]
     errors: Mapped[dict[str, Any] | None]
     user_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
     num_requests: Mapped[int] = mapped_column(server_default=text("0"))
@@ -112,6 +133,7 @@ class JobRow(Row):
     num_failed: Mapped[int] = mapped_column(server_default=text("0"))
     prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     completion_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    cached_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]
     in_progress_at: Mapped[datetime | None]
@@ -172,6 +194,7 @@ class ChunkRow(Row):
     num_failed: Mapped[int] = mapped_column(server_default=text("0"))
     prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     completion_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    cached_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
 
     __table_args__ = (
         Index("uq_chunks_job_id_index", "job_id", "index", unique=True),
@@ -200,6 +223,7 @@ class OutcomeRow(Row):
     body: Mapped[str]
     prompt_tokens: Mapped[int] = mapped_column(server_default=text("0"))
     completion_tokens: Mapped[int] = mapped_column(server_default=text("0"))
+    cached_tokens: Mapped[int] = mapped_column(server_default=text("0"))
     queue_seconds: Mapped[float] = mapped_column(server_default=text("0"))
     first_token_seconds: Mapped[float] = mapped_column(server_default=text("0"))
     total_seconds: Mapped[float] = mapped_column(server_default=text("0"))

@@ -28,6 +28,7 @@ CODES = (
     ("engine_crashed", ROW, "The engine crashed too often while this request alone was running."),
     ("engine_lost", LOG, "The engine went away while the request was running; it runs again."),
     ("file_not_found", REFUSED, "The bytes of the input file are gone."),
+    ("idempotency_key_reused", HTTP, "An earlier request had the same `Idempotency-Key` and another body."),
     ("internal_error", HTTP, "A defect of Millrace; the log of the API has the traceback."),
     ("interrupted", f"{HTTP}, {LOG}", "Ended by a deadline or a shutdown, not by the request; try again."),
     ("invalid_endpoint", f"{HTTP}, {REFUSED}", "Not one of the endpoints that batches have."),

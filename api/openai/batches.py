@@ -3,16 +3,19 @@
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from sqlalchemy.orm import Session
 
 from api.context import Context, Ctx, Tenant, page
+from api.idempotency import Once
+from api.openai.files import MAX_EXPIRY_SECONDS, MIN_EXPIRY_SECONDS
 from core.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from core.job import TERMINAL_JOB_STATES, JobState
+from core.job import DEFAULT_PRIORITY, MAX_PRIORITY, MIN_PRIORITY, TERMINAL_JOB_STATES, JobState
 from core.openai.completion import ENDPOINTS
-from db import files, jobs
+from db import files, idempotency, jobs
 from db.jobs import NewBatch, Progress
 from db.tables import JobRow
 
@@ -32,7 +35,21 @@ _STAMPS = (
 )
 
 
+MAX_METADATA_PAIRS = 16
+MetadataKey = Annotated[str, StringConstraints(max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+class OutputExpiresAfter(BaseModel):
+    """When the files that the batch writes expire, from the moment that they are made."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=MIN_EXPIRY_SECONDS, le=MAX_EXPIRY_SECONDS)]
+
+
 class CreateBatch(BaseModel):
+    """As OpenAI's, and `priority` beside it: 0 to 9, 9 runs first."""
+
     model_config = ConfigDict(
         extra="ignore",
         json_schema_extra={
@@ -43,26 +60,38 @@ class CreateBatch(BaseModel):
     input_file_id: str
     endpoint: str
     completion_window: str = "24h"
-    metadata: Annotated[dict[str, str] | None, Field(max_length=16)] = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue] | None, Field(max_length=MAX_METADATA_PAIRS)] = None
+    output_expires_after: OutputExpiresAfter | None = None
+    priority: Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)] = DEFAULT_PRIORITY
 
 
 @router.post("", summary="Create a batch from an uploaded file")
-def create_batch(context: Ctx, tenant: Tenant, body: CreateBatch) -> dict[str, Any]:
+def create_batch(context: Ctx, tenant: Tenant, body: CreateBatch, once: Once) -> dict[str, Any]:
+    batch = _new_batch(tenant, body)
+    with context.database.begin() as session:
+        earlier = idempotency.recall(session, once)
+        if earlier is not None:
+            return _shown(session, jobs.find(session, earlier, tenant=tenant))
+        _check_input_file(files.find(session, body.input_file_id, tenant=tenant).purpose)
+        job = jobs.create_batch(session, batch)
+        idempotency.remember(session, once, job.public_id)
+    _send_quietly(context, job.public_id)
+    return batch_object(job, None)
+
+
+def _new_batch(tenant: str, body: CreateBatch) -> NewBatch:
     if body.endpoint not in ENDPOINTS:
         raise InvalidRequest(f"expected an endpoint of {', '.join(ENDPOINTS)}, got {body.endpoint!r}", param="endpoint")
-    batch = NewBatch(
+    return NewBatch(
         endpoint=body.endpoint,
         input_file_id=body.input_file_id,
         completion_window=body.completion_window,
         expires_after=parse_window(body.completion_window),
+        output_expires_after_seconds=body.output_expires_after.seconds if body.output_expires_after else None,
         user_metadata=dict(body.metadata) if body.metadata is not None else None,
         tenant=tenant,
+        priority=body.priority,
     )
-    with context.database.begin() as session:
-        _check_input_file(files.find(session, body.input_file_id, tenant=tenant).purpose)
-        job = jobs.create_batch(session, batch)
-    _send_quietly(context, job.public_id)
-    return batch_object(job, None)
 
 
 def _check_input_file(purpose: str) -> None:
@@ -104,8 +133,11 @@ def list_batches(
 @router.get("/{batch_id}", summary="Show a batch")
 def get_batch(context: Ctx, tenant: Tenant, batch_id: str) -> dict[str, Any]:
     with context.database.begin() as session:
-        job = _find(session, batch_id, tenant)
-        return batch_object(job, jobs.progress(session, _running([job])).get(job.id))
+        return _shown(session, _find(session, batch_id, tenant))
+
+
+def _shown(session: Session, job: JobRow) -> dict[str, Any]:
+    return batch_object(job, jobs.progress(session, _running([job])).get(job.id))
 
 
 @router.post("/{batch_id}/cancel", summary="Cancel a batch; finished rows are kept")
@@ -130,7 +162,7 @@ def _finalize_quietly(context: Context, job: str) -> None:
         return
 
 
-def _find(session: Any, batch_id: str, tenant: str) -> JobRow:
+def _find(session: Session, batch_id: str, tenant: str) -> JobRow:
     job = jobs.find(session, batch_id, tenant=tenant)
     if job.input_file_id is None:
         raise NotFound(f"no batch with id {batch_id!r}", param="id")
@@ -147,7 +179,7 @@ def batch_object(job: JobRow, progress: Progress | None) -> dict[str, Any]:
     counts = progress or job
     usage = {
         "input_tokens": counts.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": counts.cached_tokens},
         "output_tokens": counts.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": counts.prompt_tokens + counts.completion_tokens,
@@ -165,6 +197,7 @@ def batch_object(job: JobRow, progress: Progress | None) -> dict[str, Any]:
         "error_file_id": job.error_file_id,
         "created_at": _seconds(job.created_at),
         **{name: _seconds(getattr(job, name)) for name in _STAMPS},
+        "output_expires_after": _output_expiry(job.output_expires_after_seconds),
         "request_counts": {
             "total": job.num_requests,
             "completed": counts.num_completed,
@@ -173,6 +206,10 @@ def batch_object(job: JobRow, progress: Progress | None) -> dict[str, Any]:
         "usage": usage,
         "metadata": job.user_metadata,
     }
+
+
+def _output_expiry(seconds: int | None) -> dict[str, Any] | None:
+    return None if seconds is None else {"anchor": "created_at", "seconds": seconds}
 
 
 def _seconds(moment: datetime | None) -> int | None:

@@ -8,6 +8,7 @@ and the last step is one transaction.
 import hashlib
 import logging
 from collections.abc import Iterator
+from datetime import timedelta
 
 import msgspec
 from celery import shared_task
@@ -112,10 +113,18 @@ def result_line(job: str, row: ResultRow) -> bytes:
     return msgspec.json.encode(line) + b"\n"
 
 
+def _lifetime(services: Services, job: JobRow) -> timedelta | None:
+    """Of the files of a job: what its user asked for, or what the settings say."""
+    if job.output_expires_after_seconds is not None:
+        return timedelta(seconds=job.output_expires_after_seconds)
+    days = services.settings.file_retention_days
+    return timedelta(days=days) if days else None
+
+
 def _end(services: Services, job: JobRow, output: FileRow | None, errors: FileRow | None) -> bool:
     """False when the job was cancelled meanwhile, which ends it another way."""
     values = {"output_file_id": output and output.id, "error_file_id": errors and errors.id}
     with services.database.begin() as session:
         for file in filter(None, (output, errors)):
-            files.put(session, file)
+            files.put(session, file, lifetime=_lifetime(services, job))
         return jobs.move(session, job.id, _ending(job), values)

@@ -30,6 +30,7 @@ def of_finished(lease: Lease, index: int, answer: Finished, created: int) -> Out
         body=msgspec.json.encode(body).decode(),
         prompt_tokens=answer.usage.prompt_tokens,
         completion_tokens=answer.usage.completion_tokens,
+        cached_tokens=answer.usage.cached_tokens,
         queue_seconds=answer.timing.queue_seconds,
         first_token_seconds=answer.timing.first_token_seconds,
         total_seconds=answer.timing.total_seconds,
