@@ -8,9 +8,13 @@ from fastapi import FastAPI
 from redis.asyncio import Redis as AsyncRedis
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from api import errors, health, home
+from api import contract, errors, health, home
+from api.access import login
+from api.access.body import BodyLimit
+from api.access.gate import Gate
+from api.access.keyring import KeyRing
+from api.access.scopes import public_paths
 from api.context import Context
-from api.limits import BodyLimit
 from api.native import jobs, queues
 from api.openai import batches, completions, files, models
 from core.errors import ConfigurationError
@@ -22,7 +26,7 @@ from tasks.factory import DEFAULT_BROKER_URL, create_app
 from tasks.messages import Messages
 
 DATABASE_CONNECTIONS = 16
-# Without keys, a web page that has its own name resolve to this machine must not get in.
+# Where no key is needed, a web page that has its own name resolve to this machine must not get in.
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -33,7 +37,8 @@ def build_context(settings: Settings) -> Context:
     database = Database(settings.database_url, pool_size=DATABASE_CONNECTIONS)
     redis: AsyncRedis = AsyncRedis.from_url(client_url(settings.redis_url or DEFAULT_BROKER_URL), socket_timeout=10)
     messages = Messages(create_app(settings))
-    return Context(settings, database, open_file_store(settings.file_store, database), redis, messages)
+    files = open_file_store(settings.file_store, database)
+    return Context(settings, database, files, redis, messages, KeyRing(database))
 
 
 def allowed_hosts(settings: Settings) -> list[str]:
@@ -55,10 +60,12 @@ def create_api(settings: Settings) -> FastAPI:
         version=version("millrace"),
         summary="LLM jobs on your own GPUs: OpenAI-compatible batches and completions.",
         lifespan=lifespan,
+        openapi_url=None,  # api.contract serves it, to those who have a key
     )
-    for module in (files, batches, models, completions, jobs, queues, health, home):
+    for module in (files, batches, models, completions, jobs, queues, health, home, login, contract):
         app.include_router(module.router)
     app.add_middleware(BodyLimit, max_file_bytes=settings.max_file_bytes)
+    app.add_middleware(Gate, public_paths=public_paths(app), is_key_required=settings.auth != "local")
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings))
     errors.install(app)
     return app

@@ -1,5 +1,5 @@
-"""What the routes share: the `Context` that `api.app` builds and FastAPI hands to them, whose rows a request may see,
-and the shape of a page of a list."""
+"""What the routes share: the `Context` that `api.app` builds and FastAPI hands to them, who asks, whose rows a request
+may see, and the shape of a page of a list."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from redis.asyncio import Redis as AsyncRedis
 
-from core.job import DEFAULT_TENANT
+from api.access.keyring import KeyRing
+from api.access.scopes import get_identity
+from core.access import Identity
 from core.settings import Settings
 from db.connection import Database
 from db.files import FileStore
@@ -22,6 +24,7 @@ class Context:
     files: FileStore
     redis: AsyncRedis
     messages: Messages
+    keys: KeyRing
 
 
 def get_context(request: Request) -> Context:
@@ -30,12 +33,13 @@ def get_context(request: Request) -> Context:
     return context
 
 
-def get_tenant() -> str:
-    """Whose rows a request may see. There is one tenant until there are keys."""
-    return DEFAULT_TENANT
+def get_tenant(identity: Annotated[Identity, Depends(get_identity)]) -> str:
+    """Whose rows a request may see."""
+    return identity.tenant
 
 
 Ctx = Annotated[Context, Depends(get_context)]
+Who = Annotated[Identity, Depends(get_identity)]
 Tenant = Annotated[str, Depends(get_tenant)]
 
 

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 STATUS: Mapping[type[errors.MillraceError], int] = MappingProxyType(
     {
         errors.InvalidRequest: 400,
+        errors.Unauthenticated: 401,
+        errors.Forbidden: 403,
         errors.NotFound: 404,
         errors.Conflict: 409,
         errors.Overloaded: 429,
@@ -62,10 +64,16 @@ def install(app: FastAPI) -> None:
 
 async def _millrace_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.MillraceError)
+    return millrace_error(request, error)
+
+
+def millrace_error(request: Request, error: errors.MillraceError) -> JSONResponse:
     response = error_response(status_of(error), error.code, error.message, error.param)
     if isinstance(error, errors.Unavailable):
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
         logger.warning("%s %s: %s", request.method, request.url.path, error, extra={"event": "api.unavailable"})
+    if isinstance(error, errors.Unauthenticated):
+        response.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.Interrupted):
         response.headers["x-should-retry"] = "false"  # OpenAI's clients would only start the same work again
     return response

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 from starlette.templating import Jinja2Templates
 
+from api.access.scopes import READ
 from api.context import Ctx, Tenant
 from db import jobs, models
 from db.jobs import Progress
@@ -31,7 +32,7 @@ class BatchLine:
     created_at: datetime
 
 
-@router.get("/", response_class=HTMLResponse)
+@router.get("/", response_class=HTMLResponse, dependencies=[READ])
 def home(context: Ctx, tenant: Tenant, request: Request) -> HTMLResponse:
     with context.database.begin() as session:
         served = models.list_served(session)

@@ -5,6 +5,8 @@ what came and what to do. HTTP statuses are given in `api/errors.py`, retries in
     |-- InvalidRequest        the caller's fault; never retried
     |   |-- ContextLengthExceeded
     |   `-- Unsupported
+    |-- Unauthenticated       no key, or none that is valid; never retried
+    |-- Forbidden             the key may not do that; never retried
     |-- NotFound              never retried
     |-- Conflict              the state does not allow it; never retried
     |   `-- LeaseLost         somebody else owns the chunk now; write nothing more
@@ -43,6 +45,14 @@ class Unsupported(InvalidRequest):
     """Understood, but not offered; the message names what is offered instead."""
 
     code = "unsupported_parameter"
+
+
+class Unauthenticated(MillraceError):
+    code = "invalid_api_key"
+
+
+class Forbidden(MillraceError):
+    code = "insufficient_permissions"
 
 
 class NotFound(MillraceError):

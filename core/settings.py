@@ -54,6 +54,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         str,
         Meta(description="Names besides loopback that requests may be addressed to, separated by commas: a proxy's."),
     ] = ""
+    auth: Annotated[
+        str,
+        Meta(
+            description="Whether requests need a key: `required`; `local` (not those that come to a loopback address "
+            "and passed no proxy); `auto` is `local` where `millrace up` brings its own servers along, listens on "
+            "loopback and trusts no proxy, else `required`.",
+            pattern="^(auto|required|local)$",
+        ),
+    ] = "auto"
     flower_port: Annotated[Port, Meta(description="Port of the Flower dashboard.")] = 8701
     models: Annotated[
         str,

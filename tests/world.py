@@ -130,7 +130,7 @@ def failure(index: int) -> Outcome:
 
 @pytest.fixture
 def settings(database: str, redis_url: str) -> Settings:
-    return Settings(database_url=database, redis_url=redis_url, models=MODEL, chunk_rows=10)
+    return Settings(database_url=database, redis_url=redis_url, models=MODEL, chunk_rows=10, auth="local")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response, status
 from sqlalchemy.orm import Session
 
+from api.access.scopes import READ, SUBMIT
 from api.context import Context, Ctx, Tenant, page
 from api.native import inference
 from api.native.bodies import InferenceBody, JobPatch
@@ -25,13 +26,13 @@ PAGE_RESULTS, MOST_RESULTS = 1000, 10_000
 JSON_LINES = "application/jsonl"
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, summary="Submit a job")
+@router.post("", status_code=status.HTTP_201_CREATED, summary="Submit a job", dependencies=[SUBMIT])
 def create_job(context: Ctx, tenant: Tenant, body: InferenceBody) -> Job:
     """Requests are checked before anything is kept; the answer shows the job as it was accepted."""
     return job_object(inference.submit(context, tenant, body))
 
 
-@router.get("", summary="List jobs, newest first")
+@router.get("", summary="List jobs, newest first", dependencies=[READ])
 def list_jobs(
     context: Ctx,
     tenant: Tenant,
@@ -59,7 +60,7 @@ def list_jobs(
     return JobPage.model_validate(page(objects, limit))
 
 
-@router.get("/{job_id}", summary="Show a job with its progress, latencies and result")
+@router.get("/{job_id}", summary="Show a job with its progress, latencies and result", dependencies=[READ])
 def get_job(context: Ctx, tenant: Tenant, job_id: str) -> Job:
     with context.database.begin() as session:
         return _described(session, jobs.find(session, job_id, tenant=tenant))
@@ -75,7 +76,7 @@ def _described(session: Session, job: JobRow) -> Job:
     return shown
 
 
-@router.patch("/{job_id}", summary="Change a job's priority, deadline or metadata")
+@router.patch("/{job_id}", summary="Change a job's priority, deadline or metadata", dependencies=[SUBMIT])
 def change_job(context: Ctx, tenant: Tenant, job_id: str, body: JobPatch) -> Job:
     """A new priority holds for what has not started. 409 when the job has ended."""
     change = JobChange(priority=body.priority, deadline=body.deadline, user_metadata=body.metadata)
@@ -85,7 +86,7 @@ def change_job(context: Ctx, tenant: Tenant, job_id: str, body: JobPatch) -> Job
         return _described(session, job)
 
 
-@router.delete("/{job_id}", summary="Cancel a job that runs; remove one that has ended")
+@router.delete("/{job_id}", summary="Cancel a job that runs; remove one that has ended", dependencies=[SUBMIT])
 def delete_job(context: Ctx, tenant: Tenant, job_id: str, response: Response) -> Job | Deleted:
     """A job that has not ended is cancelled (202; what is finished is kept). One that has is removed, with its requests
     and outcomes; its files stay."""
@@ -116,6 +117,7 @@ def _finalize(context: Context, job: JobRow) -> None:
     summary="Read the outcomes of an inference job, page by page",
     response_class=Response,
     responses={200: {"content": {JSON_LINES: {}}, "description": "JSON lines, as in a batch's output file"}},
+    dependencies=[READ],
 )
 def get_results(
     context: Ctx,

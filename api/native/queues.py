@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
+from api.access.scopes import ADMIN, READ
 from api.context import Context, Ctx, Tenant
 from core.errors import Unavailable
 from db.native import nodes, queues
@@ -56,7 +57,7 @@ class NodeList(BaseModel):
     data: list[Node]
 
 
-@router.get("/queues", summary="Show what waits and runs, for each model and class")
+@router.get("/queues", summary="Show what waits and runs, for each model and class", dependencies=[READ])
 async def list_queues(context: Ctx, tenant: Tenant) -> QueueList:
     """Of all tenants together."""
     found = await run_in_threadpool(_figures, context)
@@ -81,7 +82,7 @@ async def _depths(context: Context, names: Sequence[str]) -> list[int]:
         raise Unavailable(f"Redis is away: {error}") from error
 
 
-@router.get("/nodes", summary="Show the nodes, their devices and the models they serve")
+@router.get("/nodes", summary="Show the nodes, their devices and the models they serve", dependencies=[ADMIN])
 def list_nodes(context: Ctx, tenant: Tenant) -> NodeList:
     with context.database.begin() as session:
         devices = nodes.list_devices(session)

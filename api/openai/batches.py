@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.orm import Session
 
+from api.access.scopes import READ, SUBMIT
 from api.context import Context, Ctx, Tenant, page
 from api.idempotency import Once
 from api.openai.files import MAX_EXPIRY_SECONDS, MIN_EXPIRY_SECONDS
@@ -65,7 +66,7 @@ class CreateBatch(BaseModel):
     priority: Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)] = DEFAULT_PRIORITY
 
 
-@router.post("", summary="Create a batch from an uploaded file")
+@router.post("", summary="Create a batch from an uploaded file", dependencies=[SUBMIT])
 def create_batch(context: Ctx, tenant: Tenant, body: CreateBatch, once: Once) -> dict[str, Any]:
     batch = _new_batch(tenant, body)
     with context.database.begin() as session:
@@ -120,7 +121,7 @@ def parse_window(text: str) -> timedelta:
     return window
 
 
-@router.get("", summary="List batches, newest first")
+@router.get("", summary="List batches, newest first", dependencies=[READ])
 def list_batches(
     context: Ctx, tenant: Tenant, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def list_batches(
     return page([batch_object(row, progress.get(row.id)) for row in rows], limit)
 
 
-@router.get("/{batch_id}", summary="Show a batch")
+@router.get("/{batch_id}", summary="Show a batch", dependencies=[READ])
 def get_batch(context: Ctx, tenant: Tenant, batch_id: str) -> dict[str, Any]:
     with context.database.begin() as session:
         return _shown(session, _find(session, batch_id, tenant))
@@ -140,7 +141,7 @@ def _shown(session: Session, job: JobRow) -> dict[str, Any]:
     return batch_object(job, jobs.progress(session, _running([job])).get(job.id))
 
 
-@router.post("/{batch_id}/cancel", summary="Cancel a batch; finished rows are kept")
+@router.post("/{batch_id}/cancel", summary="Cancel a batch; finished rows are kept", dependencies=[SUBMIT])
 def cancel_batch(context: Ctx, tenant: Tenant, batch_id: str) -> dict[str, Any]:
     with context.database.begin() as session:
         job = _find(session, batch_id, tenant)

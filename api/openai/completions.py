@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
+from api.access.scopes import SUBMIT
 from api.context import Ctx, Tenant
 from api.openai import online
 from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT
@@ -21,11 +22,11 @@ _EXAMPLE = {
 }
 
 
-@router.post(CHAT_ENDPOINT, summary="Answer a conversation", openapi_extra=_EXAMPLE)
+@router.post(CHAT_ENDPOINT, summary="Answer a conversation", openapi_extra=_EXAMPLE, dependencies=[SUBMIT])
 async def create_chat_completion(context: Ctx, tenant: Tenant, request: Request) -> Response:
     return await online.answer(context, tenant, request, CHAT_ENDPOINT)
 
 
-@router.post(TEXT_ENDPOINT, summary="Continue a text", openapi_extra=_EXAMPLE)
+@router.post(TEXT_ENDPOINT, summary="Continue a text", openapi_extra=_EXAMPLE, dependencies=[SUBMIT])
 async def create_completion(context: Ctx, tenant: Tenant, request: Request) -> Response:
     return await online.answer(context, tenant, request, TEXT_ENDPOINT)

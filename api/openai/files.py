@@ -7,6 +7,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
+from api.access.scopes import READ, SUBMIT
 from api.context import Context, Ctx, Tenant, page
 from api.errors import RequestTooLarge
 from api.idempotency import KeyHeader, hash_form
@@ -28,7 +29,7 @@ ExpirySeconds = Annotated[
 ]
 
 
-@router.post("", summary="Upload a file")
+@router.post("", summary="Upload a file", dependencies=[SUBMIT])
 def create_file(
     context: Ctx,
     tenant: Tenant,
@@ -97,7 +98,7 @@ def _blocks(source: BinaryIO) -> Iterator[bytes]:
         yield block
 
 
-@router.get("", summary="List files, newest first")
+@router.get("", summary="List files, newest first", dependencies=[READ])
 def list_files(
     context: Ctx,
     tenant: Tenant,
@@ -112,13 +113,13 @@ def list_files(
     return page([file_object(row) for row in rows], limit)
 
 
-@router.get("/{file_id}", summary="Show a file")
+@router.get("/{file_id}", summary="Show a file", dependencies=[READ])
 def get_file(context: Ctx, tenant: Tenant, file_id: str) -> dict[str, Any]:
     with context.database.begin() as session:
         return file_object(files.find(session, file_id, tenant=tenant))
 
 
-@router.get("/{file_id}/content", summary="Download a file", response_class=StreamingResponse)
+@router.get("/{file_id}/content", summary="Download a file", response_class=StreamingResponse, dependencies=[READ])
 def get_content(context: Ctx, tenant: Tenant, file_id: str) -> StreamingResponse:
     with context.database.begin() as session:
         row = files.find(session, file_id, tenant=tenant)
@@ -129,7 +130,7 @@ def get_content(context: Ctx, tenant: Tenant, file_id: str) -> StreamingResponse
     )
 
 
-@router.delete("/{file_id}", summary="Delete a file")
+@router.delete("/{file_id}", summary="Delete a file", dependencies=[SUBMIT])
 def delete_file(context: Ctx, tenant: Tenant, file_id: str) -> dict[str, Any]:
     with context.database.begin() as session:
         files.remove(session, file_id, tenant=tenant)

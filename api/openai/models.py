@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from api.access.scopes import READ
 from api.context import Ctx, Tenant
 from core.errors import NotFound
 from db import models
@@ -12,14 +13,14 @@ from db.tables import ModelRow
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.get("", summary="List the models that are served")
+@router.get("", summary="List the models that are served", dependencies=[READ])
 def list_models(context: Ctx, tenant: Tenant) -> dict[str, Any]:
     with context.database.begin() as session:
         rows = models.list_served(session)
     return {"object": "list", "data": [model_object(row) for row in rows]}
 
 
-@router.get("/{name:path}", summary="Show a model")
+@router.get("/{name:path}", summary="Show a model", dependencies=[READ])
 def get_model(context: Ctx, tenant: Tenant, name: str) -> dict[str, Any]:
     with context.database.begin() as session:
         for row in models.list_served(session):

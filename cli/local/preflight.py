@@ -15,7 +15,7 @@ INSTALL_ENGINE = "pip install 'millrace[engine]'"
 
 def check_loopback(host: str) -> None:
     """Raises InvalidOption on an address that other machines can reach: there are no API keys yet."""
-    if host != "localhost" and not _is_loopback(host):
+    if not is_loopback(host):
         raise InvalidOption(
             f"MILLRACE_HOST: expected a loopback address such as 127.0.0.1, got {host!r}: anybody who reaches the API "
             "may use it, because there are no keys yet; put a proxy that authenticates before it"
@@ -70,8 +70,8 @@ def http_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

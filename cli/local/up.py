@@ -9,10 +9,12 @@ import os
 import sys
 from collections.abc import Callable
 
+import msgspec
 import redis
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
+from cli.local.access import effective_auth
 from cli.local.preflight import check_engine_packages, check_loopback, check_ports, http_host
 from cli.local.report import JobProgress, Reporter
 from cli.local.servers import check_installed, embedded_servers
@@ -69,6 +71,7 @@ def _serve(settings: Settings, with_flower: bool, supervisor: Supervisor, report
 
 
 def _start(settings: Settings, with_flower: bool, supervisor: Supervisor, reporter: Reporter) -> None:
+    settings = msgspec.structs.replace(settings, auth=effective_auth(settings))
     settings, servers = embedded_servers(settings, reporter.say)
     training = builtin_model_part(settings)
     engines, workers = split_engines(node_parts(settings, engine_after=tuple(part.name for part in training)))

@@ -1,0 +1,1 @@
+"""Who may use the place: keys, and the limits of tenants."""
