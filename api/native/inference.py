@@ -13,14 +13,16 @@ from core.errors import InvalidRequest, Unavailable
 from core.job import JobKind, JobState
 from core.openai.batchfile import BatchFileError, BatchReader
 from core.openai.completion import CHAT_ENDPOINT, ENDPOINTS
-from db import files, intake, jobs, models
+from db import files, idempotency, intake, jobs, models
+from db.idempotency import Key
 from db.native import submission
 from db.native.submission import NewJob
 from db.tables import JobRow
 
 
-def submit(context: Context, tenant: str, body: InferenceBody) -> JobRow:
-    """Raises InvalidRequest, naming the first request that is wrong."""
+def submit(context: Context, tenant: str, body: InferenceBody, once: Key | None) -> JobRow:
+    """The job that the same call made before, if there is one. Raises InvalidRequest, naming the first request that is
+    wrong."""
     if body.endpoint not in ENDPOINTS:
         raise InvalidRequest(f"expected an endpoint of {', '.join(ENDPOINTS)}, got {body.endpoint!r}", param="endpoint")
     new = NewJob(
@@ -33,9 +35,13 @@ def submit(context: Context, tenant: str, body: InferenceBody) -> JobRow:
         user_metadata=body.metadata,
     )
     with context.database.begin() as session:
+        earlier = idempotency.recall(session, once)
+        if earlier is not None:
+            return jobs.find(session, earlier, tenant=tenant)
         if body.input_file_id is not None:
             _check_purpose(files.find(session, body.input_file_id, tenant=tenant).purpose)
         job = submission.create(session, new)
+        idempotency.remember(session, once, job.public_id)
         num_chunks = 0 if body.input_file_id is not None else _take_in(context, session, job, body)
     _announce(context, job, num_chunks)
     return job

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from api.access.scopes import READ, SUBMIT
 from api.context import Context, Ctx, Tenant, page
+from api.idempotency import Once
 from api.native import inference
 from api.native.bodies import InferenceBody, JobPatch
 from api.native.objects import Deleted, Job, JobPage, has_ended, job_object, json_object, result_of
@@ -27,9 +28,9 @@ JSON_LINES = "application/jsonl"
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, summary="Submit a job", dependencies=[SUBMIT])
-def create_job(context: Ctx, tenant: Tenant, body: InferenceBody) -> Job:
+def create_job(context: Ctx, tenant: Tenant, body: InferenceBody, once: Once) -> Job:
     """Requests are checked before anything is kept; the answer shows the job as it was accepted."""
-    return job_object(inference.submit(context, tenant, body))
+    return job_object(inference.submit(context, tenant, body, once))
 
 
 @router.get("", summary="List jobs, newest first", dependencies=[READ])

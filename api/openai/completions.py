@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from api.access.scopes import SUBMIT
 from api.context import Ctx, Tenant
+from api.idempotency import Once
 from api.openai import online
 from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT
 
@@ -23,10 +24,10 @@ _EXAMPLE = {
 
 
 @router.post(CHAT_ENDPOINT, summary="Answer a conversation", openapi_extra=_EXAMPLE, dependencies=[SUBMIT])
-async def create_chat_completion(context: Ctx, tenant: Tenant, request: Request) -> Response:
-    return await online.answer(context, tenant, request, CHAT_ENDPOINT)
+async def create_chat_completion(context: Ctx, tenant: Tenant, request: Request, once: Once) -> Response:
+    return await online.answer(context, tenant, request, CHAT_ENDPOINT, once)
 
 
 @router.post(TEXT_ENDPOINT, summary="Continue a text", openapi_extra=_EXAMPLE, dependencies=[SUBMIT])
-async def create_completion(context: Ctx, tenant: Tenant, request: Request) -> Response:
-    return await online.answer(context, tenant, request, TEXT_ENDPOINT)
+async def create_completion(context: Ctx, tenant: Tenant, request: Request, once: Once) -> Response:
+    return await online.answer(context, tenant, request, TEXT_ENDPOINT, once)

@@ -1,7 +1,8 @@
 """An online request: a job of one request, whose answer is waited for.
 
 The request is committed before it is sent, so it is run like any other; a Redis stream wakes the waiter, who reads the
-answer from PostgreSQL. Whoever leaves, or waits too long, cancels.
+answer from PostgreSQL. Whoever leaves, or waits too long, cancels; but a request with an Idempotency-Key goes on when
+its client leaves, and whoever repeats it waits for the same job.
 """
 
 import logging
@@ -10,14 +11,16 @@ from datetime import timedelta
 from anyio import CancelScope, current_time, sleep
 from fastapi import Request, Response
 from redis.exceptions import RedisError
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.context import Context
 from api.errors import SERVER_ERROR, error_response
 from core.errors import Interrupted, InvalidRequest, NotFound
-from core.job import JobState, ServiceClass
+from core.job import TERMINAL_JOB_STATES, JobState, ServiceClass
 from core.openai.completion import parse_body
-from db import jobs, models, results
+from db import idempotency, jobs, models, results
+from db.idempotency import Key
 from db.jobs import NewOnlineRequest
 from db.tables import JobRow, OutcomeRow
 from tasks.relay import answer_stream
@@ -30,16 +33,18 @@ EXPIRY_MARGIN_SECONDS = 30.0  # whoever waits gives up first
 CLIENT_CLOSED_REQUEST = 499
 
 
-async def answer(context: Context, tenant: str, request: Request, endpoint: str) -> Response:
+async def answer(context: Context, tenant: str, request: Request, endpoint: str, once: Key | None) -> Response:
     _check_content_type(request)
     body = await request.body()
-    job = await run_in_threadpool(_submit, context, tenant, endpoint, body)
+    job = await run_in_threadpool(_submit, context, tenant, endpoint, body, once)
     outcome = None
+    will_return = False
     try:
         await run_in_threadpool(context.messages.wake_up, ServiceClass.ONLINE, job.model or "", f"{job.public_id}#0")
         outcome = await _wait(context, request, job)
+        will_return = once is not None
     finally:
-        if outcome is None:  # nobody waits any more, whatever the reason
+        if outcome is None and not will_return:  # nobody waits any more, whatever the reason
             with CancelScope(shield=True):
                 await run_in_threadpool(_cancel, context, job)
     return _response(outcome)
@@ -60,20 +65,37 @@ def _response(outcome: OutcomeRow | None) -> Response:
     return Response(outcome.body, status_code=outcome.status_code, media_type="application/json")
 
 
-def _submit(context: Context, tenant: str, endpoint: str, body: bytes) -> JobRow:
+def _submit(context: Context, tenant: str, endpoint: str, body: bytes, once: Key | None) -> JobRow:
     parsed = parse_body(endpoint, body)
     lifetime = timedelta(seconds=context.settings.online_timeout_seconds + EXPIRY_MARGIN_SECONDS)
     online = NewOnlineRequest(
         endpoint=endpoint, model=parsed.model, body=body.decode(), expires_after=lifetime, tenant=tenant
     )
     with context.database.begin() as session:
+        earlier = _earlier(session, tenant, once)
+        if earlier is not None:
+            return earlier
         if not models.is_served(session, parsed.model):
             raise NotFound(
                 f"model {parsed.model!r} is not served here; GET /v1/models lists those that are",
                 param="model",
                 code="model_not_found",
             )
-        return jobs.create_online(session, online)
+        job = jobs.create_online(session, online)
+        idempotency.remember(session, once, job.public_id)
+        return job
+
+
+def _earlier(session: Session, tenant: str, once: Key | None) -> JobRow | None:
+    """The job that the same call made before, unless it was stopped without an answer: then the call runs anew."""
+    public_id = idempotency.recall(session, once)
+    if public_id is None:
+        return None
+    job = jobs.find(session, public_id, tenant=tenant)
+    outcome = results.online_outcome(session, job.id)
+    has_answer = outcome is not None and outcome.status_code is not None
+    is_running = job.ending is None and JobState(job.state) not in TERMINAL_JOB_STATES
+    return job if has_answer or is_running else None
 
 
 async def _wait(context: Context, request: Request, job: JobRow) -> OutcomeRow | None:

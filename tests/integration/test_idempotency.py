@@ -1,5 +1,7 @@
 """A POST that carries an Idempotency-Key makes its object once, whatever is repeated, runs at once or dies."""
 
+import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Literal
@@ -8,15 +10,26 @@ import openai
 import pytest
 from openai import OpenAI
 from sqlalchemy import text
+from starlette.testclient import TestClient
 
+from api.app import create_api
 from core.errors import Conflict, Unavailable
-from db import idempotency, jobs
+from core.job import ServiceClass
+from db import chunks, idempotency, jobs
+from db.chunks import Lease, Outcome
 from db.idempotency import Key
 from db.jobs import NewBatch
-from tests.world import World, batch_file
+from tests.polling import until
+from tests.world import MODEL, World, batch_file
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 KEY = {"Idempotency-Key": "abc"}
+
+
+@pytest.fixture
+def client(world: World) -> Iterator[TestClient]:
+    with TestClient(create_api(world.services.settings), base_url="http://127.0.0.1") as client:
+        yield client
 
 
 def count(world: World, table: str) -> int:
@@ -132,3 +145,83 @@ def test_a_key_is_of_one_tenant_and_one_route(world: World) -> None:
         assert idempotency.recall(session, Key("a", "/v1/files", "abc", b"2")) is None
     with pytest.raises(Conflict), world.database.begin() as session:
         idempotency.recall(session, Key("a", "/v1/batches", "abc", b"2"))
+
+
+def ask(client: OpenAI, content: str = "hi") -> str | None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": content}], extra_headers=KEY
+    )
+    return answer.choices[0].message.content
+
+
+def answer_next(world: World, answer: str) -> None:
+    """As an online worker would."""
+    leases: list[Lease] = []
+
+    def claims() -> bool:
+        with world.database.begin() as session:
+            lease = chunks.claim(
+                session, owner="w", service_class=ServiceClass.ONLINE.value, models=[MODEL], lease_seconds=60.0
+            )
+        leases.extend(filter(None, [lease]))
+        return bool(leases)
+
+    until(claims)
+    (lease,) = leases
+    body = {"choices": [{"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}]}
+    world.write(lease, [Outcome(0, 200, json.dumps({"id": "chatcmpl-1", "object": "chat.completion", **body}))])
+    world.services.relay.announce(lease.job_public_id)
+
+
+def test_a_question_asked_twice_at_once_runs_once(world: World, official: OpenAI) -> None:
+    # Given
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(ask, official) for _ in range(4)]
+        # When
+        answer_next(world, "the answer")
+        answers = {future.result() for future in waiting}
+    # Then
+    assert answers == {"the answer"}
+    assert count(world, "jobs") == 1
+    # When / Then
+    assert ask(official) == "the answer"
+    with pytest.raises(openai.ConflictError):
+        ask(official, "something else")
+
+
+def test_a_question_whose_client_left_is_answered_when_it_comes_back(world: World, official: OpenAI) -> None:
+    # Given
+    with pytest.raises(openai.APITimeoutError):
+        ask(official.with_options(timeout=0.5))
+    # When
+    answer_next(world, "the answer")
+    # Then
+    assert ask(official) == "the answer"
+    assert count(world, "jobs") == 1
+
+
+def test_a_question_that_was_stopped_runs_anew(world: World, official: OpenAI) -> None:
+    # Given
+    with pytest.raises(openai.APITimeoutError):
+        ask(official.with_options(timeout=0.5))
+    with world.database.begin() as session:
+        session.execute(text("UPDATE jobs SET ending = 'expired'"))
+        session.execute(text("UPDATE chunks SET state = 'cancelled'"))
+    # When
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, official)
+        answer_next(world, "the answer")
+    # Then
+    assert waiting.result() == "the answer"
+    assert count(world, "jobs") == 2
+
+
+def test_a_native_job_submitted_twice_is_one(world: World, client: TestClient) -> None:
+    # Given
+    body = {"model": MODEL, "prompts": ["What is a list?"], "kind": "inference"}
+    # When
+    first, second = (client.post("/api/v1/jobs", json=body, headers=KEY) for _ in range(2))
+    # Then
+    assert first.status_code == second.status_code == 201
+    assert first.json()["id"] == second.json()["id"]
+    assert count(world, "jobs") == 1
