@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli.local.postgresql import SYSTEM_PATH
+from cli.local.postgresql import SYSTEM_PATH, locate_cluster
 from cli.local.servers import embedded_servers
 from cli.local.up import migrate
 from core.errors import ConfigurationError, Unavailable
@@ -89,6 +89,11 @@ def running_servers(settings: Settings) -> Iterator[Settings]:
     with _running_parts(instance, parts):
         migrate(settings)
         yield settings
+
+
+def embedded_database_url(settings: Settings) -> str:
+    """Of the PostgreSQL that `millrace up` runs with these settings."""
+    return locate_cluster(Instance.of(settings), _say).url
 
 
 @contextmanager

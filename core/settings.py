@@ -140,7 +140,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     max_context_tokens: Annotated[
         Count, Meta(description="Upper bound of prompt and answer together; a model's own bound applies too.")
     ] = 8192
-    chunk_rows: Annotated[int, Meta(ge=1, le=10_000, description="Rows in a chunk, the unit that workers lease.")] = 250
+    chunk_rows: Annotated[int, Meta(ge=1, le=10_000, description="Rows in a chunk, the unit that workers lease.")] = 500
     lease_seconds: Annotated[
         Seconds, Meta(description="How long a chunk belongs to a worker that does not renew. Renewed at a third of it.")
     ] = 15.0

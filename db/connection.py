@@ -4,12 +4,22 @@ Foreign exceptions are translated here: a server that is away becomes `Unavailab
 store `InvalidRequest`; anything else passes as it is.
 """
 
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import create_engine, text
+import psycopg
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    InterfaceError,
+    InvalidatePoolError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -17,6 +27,9 @@ from core.errors import ConfigurationError, InvalidRequest, Unavailable
 
 CONNECT_TIMEOUT_SECONDS = 5
 POOL_TIMEOUT_SECONDS = 10.0
+
+# SQLAlchemy's, and those of the driver where it is used directly.
+_AWAY = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError)
 
 
 def sqlalchemy_url(url: str) -> URL:
@@ -33,12 +46,11 @@ def sqlalchemy_url(url: str) -> URL:
 
 
 def make_engine(url: str, *, pool_size: int = 5) -> Engine:
-    return create_engine(
+    engine = create_engine(
         sqlalchemy_url(url),
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=POOL_TIMEOUT_SECONDS,
-        pool_pre_ping=True,
         connect_args={
             "prepare_threshold": 0,
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -46,6 +58,21 @@ def make_engine(url: str, *, pool_size: int = 5) -> Engine:
             "application_name": "millrace",
         },
     )
+    event.listen(engine, "checkout", _refuse_broken)
+    return engine
+
+
+def _refuse_broken(connection: "psycopg.Connection[tuple[Any, ...]]", *_: object) -> None:
+    """Before each use, instead of a question that would cost as much as the work: the server says nothing to a
+    connection that rests, so one with something to read was closed from the other side. The pool makes a new one."""
+    if connection.closed or _has_something_to_read(connection.fileno()):
+        raise InvalidatePoolError("PostgreSQL closed a connection that rested in the pool")
+
+
+def _has_something_to_read(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class Database:
@@ -62,9 +89,9 @@ class Database:
         try:
             with self._sessions.begin() as session:
                 yield session
-        except (OperationalError, InterfaceError, PoolTimeout) as error:
+        except (*_AWAY, PoolTimeout) as error:
             raise Unavailable(f"PostgreSQL is away: {_reason(error)}; it will be tried again") from error
-        except DataError as error:
+        except (DataError, psycopg.DataError) as error:
             raise InvalidRequest(f"PostgreSQL cannot store a value: {_reason(error)}") from error
         except DBAPIError as error:
             if error.connection_invalidated:
@@ -78,6 +105,13 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def driver(session: Session) -> "psycopg.Connection[tuple[Any, ...]]":
+    """The driver's own connection in the session's transaction: for COPY and for bytes without a detour over text."""
+    connection = session.connection().connection.driver_connection
+    assert isinstance(connection, psycopg.Connection)
+    return connection
 
 
 def _reason(error: Exception) -> str:

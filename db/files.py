@@ -15,10 +15,12 @@ from sqlalchemy import ColumnElement, delete, func, literal, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from core.errors import ConfigurationError, NotFound, Unavailable
-from db.connection import Database
+from db.connection import Database, driver
 from db.tables import FileBlockRow, FileRow
 
 BLOCK_BYTES = 1024 * 1024
+
+_BLOCK = "SELECT data FROM file_blocks WHERE file_id = %(file_id)s AND index = %(index)s"
 
 
 class FileStore(Protocol):
@@ -62,10 +64,9 @@ class PostgresFiles:
             raise NotFound(f"the bytes of file {file_id!r} are not in the database")
 
     def _block(self, file_id: str, index: int) -> bytes | None:
-        with self._database.begin() as session:
-            return session.scalar(
-                select(FileBlockRow.data).where(FileBlockRow.file_id == file_id, FileBlockRow.index == index)
-            )
+        with self._database.begin() as session, driver(session).cursor(binary=True) as cursor:
+            row = cursor.execute(_BLOCK, {"file_id": file_id, "index": index}).fetchone()
+        return row[0] if row is not None else None
 
     def delete(self, file_id: str) -> None:
         with self._database.begin() as session:

@@ -6,6 +6,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from core.openai.batchfile import BatchRow
+from db.connection import driver
 from db.tables import JobRow
 
 _COPY = "COPY requests (job_id, index, custom_id, body) FROM STDIN"
@@ -19,10 +20,8 @@ _CUT = text(
 
 def copy_requests(session: Session, job_id: int, rows: Iterable[BatchRow]) -> int:
     """Streams the rows into `requests` and returns how many they were. What `rows` raises ends the copy and passes."""
-    connection = session.connection().connection.driver_connection
-    assert connection is not None
     count = 0
-    with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
+    with driver(session).cursor() as cursor, cursor.copy(_COPY) as copy:
         for count, row in enumerate(rows, 1):
             copy.write_row((job_id, count - 1, row.custom_id, row.body))
     return count

@@ -7,28 +7,36 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from core.job import JobState
-from db.connection import Database
+from db.connection import Database, driver
 from db.tables import JobRow, OutcomeRow
 
-PAGE_ROWS = 1000
+PAGE_ROWS = 64
+
+# Built where the rows are: to take them out, parse and write them anew would cost as much as running them. Outcome
+# bodies hold no line break: every one is written by our own encoder. One page at a time bounds the server's memory.
+_LINES = """
+SELECT page.lines FROM generate_series(0, %(num_requests)s - 1, %(page_rows)s) AS first
+CROSS JOIN LATERAL (
+    SELECT convert_to(string_agg(
+        '{"id":"' || %(prefix)s || o.index || '","custom_id":' || to_json(r.custom_id)
+        || CASE WHEN o.status_code IS NULL THEN ',"response":null,"error":' || o.body
+           ELSE ',"response":{"status_code":' || o.status_code || ',"request_id":"' || %(prefix)s || o.index
+                || '","body":' || o.body || '},"error":null' END
+        || E'}\n', '' ORDER BY o.index), 'UTF8') AS lines
+    FROM outcomes o JOIN requests r ON r.job_id = o.job_id AND r.index = o.index
+    WHERE o.job_id = %(job_id)s AND o.index >= first AND o.index < first + %(page_rows)s
+      AND r.job_id = %(job_id)s AND r.index >= first AND r.index < first + %(page_rows)s
+      AND (o.status_code IS NOT DISTINCT FROM 200) = %(is_success)s
+) AS page
+WHERE page.lines IS NOT NULL
+"""
 
 
 @dataclass(frozen=True, slots=True)
-class ResultRow:
-    """One request with its outcome; `status_code` None: it never ran and `body` is `{code, message}`."""
+class Totals:
+    num_completed: int
+    num_failed: int
 
-    index: int
-    custom_id: str
-    status_code: int | None
-    body: str
-
-
-_PAGE = text("""
-SELECT o.index, r.custom_id, o.status_code, o.body
-FROM outcomes o JOIN requests r ON r.job_id = o.job_id AND r.index = o.index
-WHERE o.job_id = :job_id AND o.index > :after AND (o.status_code IS NOT DISTINCT FROM 200) = :is_success
-ORDER BY o.index LIMIT :limit
-""")
 
 _CLOSE = text("""
 INSERT INTO outcomes (job_id, index, status_code, body)
@@ -45,21 +53,28 @@ FROM (SELECT count(*) FILTER (WHERE status_code = 200) AS completed,
              coalesce(sum(prompt_tokens), 0) AS prompt, coalesce(sum(completion_tokens), 0) AS completion,
              coalesce(sum(cached_tokens), 0) AS cached
       FROM outcomes WHERE job_id = :job_id) AS seen
-WHERE id = :job_id
+WHERE id = :job_id RETURNING num_completed, num_failed
 """)
 
 
-def rows(database: Database, job_id: int, *, is_success: bool) -> Iterator[ResultRow]:
-    """In order of the requests, page by page: flat memory, no long transaction."""
-    after = -1
-    while True:
-        values = {"job_id": job_id, "after": after, "is_success": is_success, "limit": PAGE_ROWS}
-        with database.begin() as session:
-            page = [ResultRow(*row) for row in session.execute(_PAGE, values)]
-        yield from page
-        if len(page) < PAGE_ROWS:
-            return
-        after = page[-1].index
+def lines(database: Database, job: JobRow, *, is_success: bool) -> Iterator[bytes]:
+    """The lines of an output or an error file as OpenAI writes them, in order of the requests: blocks of whole lines,
+    streamed, so that memory stays flat whatever the answers are."""
+    values = {
+        "job_id": job.id,
+        "num_requests": job.num_requests,
+        "page_rows": PAGE_ROWS,
+        "prefix": f"batch_req_{job.public_id.removeprefix('batch_')}_",
+        "is_success": is_success,
+    }
+    with (
+        database.begin() as session,
+        driver(session).cursor() as cursor,
+        cursor.copy(f"COPY ({_LINES}) TO STDOUT (FORMAT binary)", values) as copy,
+    ):
+        copy.set_types(["bytea"])
+        for (block,) in copy.rows():
+            yield block
 
 
 def close_unfinished(session: Session, job: JobRow, body: str) -> None:
@@ -67,9 +82,9 @@ def close_unfinished(session: Session, job: JobRow, body: str) -> None:
     session.execute(_CLOSE, {"job_id": job.id, "body": body})
 
 
-def total(session: Session, job: JobRow) -> None:
+def total(session: Session, job: JobRow) -> Totals:
     """Makes the job's counters exact from its outcomes."""
-    session.execute(_TOTAL, {"job_id": job.id})
+    return Totals(*session.execute(_TOTAL, {"job_id": job.id}).one())
 
 
 def online_outcome(session: Session, job_id: int) -> OutcomeRow | None:

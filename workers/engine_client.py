@@ -48,6 +48,7 @@ SILENCE_SECONDS = 10 * HEARTBEAT_SECONDS
 PAUSE_SECONDS = 0.8 * CLIENT_SILENCE_SECONDS  # the engine cancels what a client silent for all of it has in flight
 ENGINE_LOST = "engine_lost"
 INTERRUPTED = "interrupted"
+_NOT_ENCODABLE = (OverflowError, RecursionError, TypeError, ValueError)
 
 Answer = Delta | Outcome
 Request = Generate | Embed
@@ -102,7 +103,7 @@ class EngineClient:
     def submit(self, requests: Sequence[Request], sink: Sink) -> None:
         """`sink` is called with every answer, on the I/O thread or at once: it must only hand it on. No id is ever used
         twice."""
-        sound = [request for request in requests if _is_encodable(request, sink)]
+        sound = _encodable(requests, sink)
         for request in sound:
             self._sinks[request.id] = sink
         self._command(sound)
@@ -298,11 +299,20 @@ class EngineClient:
         self._waiting.extendleft(reversed(requests))
 
 
+def _encodable(requests: Sequence[Request], sink: Sink) -> Sequence[Request]:
+    """JSON knows values that MessagePack does not, such as integers beyond 64 bits; they must not reach the socket.
+    Tried together first: one by one costs three times as much."""
+    try:
+        encode(ClientFrame(list(requests)))
+    except _NOT_ENCODABLE:
+        return [request for request in requests if _is_encodable(request, sink)]
+    return requests
+
+
 def _is_encodable(request: Request, sink: Sink) -> bool:
-    """JSON knows values that MessagePack does not, such as integers beyond 64 bits; they must not reach the socket."""
     try:
         encode(ClientFrame([request]))
-    except (OverflowError, RecursionError, TypeError, ValueError) as error:
+    except _NOT_ENCODABLE as error:
         sink(Failed(request.id, "invalid_request", f"expected values of at most 64 bits and bounded depth: {error}"))
         return False
     return True

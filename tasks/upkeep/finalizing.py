@@ -7,7 +7,6 @@ and the last step is one transaction.
 
 import hashlib
 import logging
-from collections.abc import Iterator
 from datetime import timedelta
 
 import msgspec
@@ -15,7 +14,7 @@ from celery import shared_task
 
 from core.job import JobState, ServiceClass
 from db import files, jobs, results
-from db.results import ResultRow
+from db.results import Totals
 from db.tables import FileRow, JobRow
 from tasks.messages import FINALIZE_JOB
 from tasks.services import Services, current
@@ -45,9 +44,9 @@ def finalize(services: Services, public_id: str) -> None:
         job = jobs.begin_finalizing(guard, public_id)
         if job is None:
             return
-        _close_requests(services, job)
-        output = _write_file(services, job, is_success=True) if _has_files(job) else None
-        errors = _write_file(services, job, is_success=False) if _has_files(job) else None
+        totals = _close_requests(services, job)
+        output = _write_file(services, job, is_success=True) if _has_files(job) and totals.num_completed else None
+        errors = _write_file(services, job, is_success=False) if _has_files(job) and totals.num_failed else None
         has_ended = _end(services, job, output, errors)
     if not has_ended:
         logger.info("job %s was stopped while it was finalized; it is done again", job.public_id)
@@ -67,25 +66,21 @@ def _ending(job: JobRow) -> JobState:
     return JobState(job.ending) if job.ending else JobState.COMPLETED
 
 
-def _close_requests(services: Services, job: JobRow) -> None:
+def _close_requests(services: Services, job: JobRow) -> Totals:
     ending = _ending(job)
     with services.database.begin() as session:
         jobs.move(session, job.id, JobState.FINALIZING)
         if ending in _UNFINISHED_MESSAGES:
             error = {"code": results.UNFINISHED_CODES[ending], "message": _UNFINISHED_MESSAGES[ending]}
             results.close_unfinished(session, job, msgspec.json.encode(error).decode())
-        results.total(session, job)
+        return results.total(session, job)
 
 
-def _write_file(services: Services, job: JobRow, *, is_success: bool) -> FileRow | None:
-    """Writes the lines in order of the requests; None when there is none, as OpenAI leaves the file out then."""
-    rows = results.rows(services.database, job.id, is_success=is_success)
-    first = next(rows, None)
-    if first is None:
-        return None
+def _write_file(services: Services, job: JobRow, *, is_success: bool) -> FileRow:
+    """Only where there is a line for it: OpenAI leaves an empty file out."""
     name = "output" if is_success else "error"
     file_id = "file-" + hashlib.sha256(f"{job.public_id}/{name}".encode()).hexdigest()[:24]
-    num_bytes = services.files.write(file_id, _lines(job, first, rows))
+    num_bytes = services.files.write(file_id, results.lines(services.database, job, is_success=is_success))
     return FileRow(
         id=file_id,
         tenant=job.tenant,
@@ -93,24 +88,6 @@ def _write_file(services: Services, job: JobRow, *, is_success: bool) -> FileRow
         filename=f"{job.public_id}_{name}.jsonl",
         num_bytes=num_bytes,
     )
-
-
-def _lines(job: JobRow, first: ResultRow, rest: Iterator[ResultRow]) -> Iterator[bytes]:
-    yield result_line(job.public_id, first)
-    for row in rest:
-        yield result_line(job.public_id, row)
-
-
-def result_line(job: str, row: ResultRow) -> bytes:
-    """One line of an output or error file, as OpenAI writes it."""
-    request_id = f"batch_req_{job.removeprefix('batch_')}_{row.index}"
-    body = msgspec.Raw(row.body.encode())
-    line: dict[str, object] = {"id": request_id, "custom_id": row.custom_id, "response": None, "error": None}
-    if row.status_code is None:
-        line["error"] = body
-    else:
-        line["response"] = {"status_code": row.status_code, "request_id": request_id, "body": body}
-    return msgspec.json.encode(line) + b"\n"
 
 
 def _lifetime(services: Services, job: JobRow) -> timedelta | None:

@@ -1,15 +1,18 @@
 """How jobs end: the files that are written, once, whatever runs twice or dies in between."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from sqlalchemy import text
 
 from core.job import JobState
-from db import chunks, jobs
+from db import chunks, jobs, results
+from db.chunks import Outcome
 from tasks.upkeep import reconciler
 from tasks.upkeep.finalizing import finalize
-from tests.world import World, failure, success
+from tasks.upkeep.intake import validate
+from tests.world import World, chat_line, failure, success
 
 
 def run_all(world: World, *, fail: frozenset[int] = frozenset()) -> None:
@@ -171,3 +174,51 @@ def test_a_lost_message_is_sent_again_by_the_reconciler(world: World) -> None:
     assert len(sent) == 2
     assert any("millrace.finalize_job" in message and job.public_id in message for message in sent)
     assert any("millrace.validate_batch" in message and forgotten.public_id in message for message in sent)
+
+
+def test_a_line_of_each_file_is_as_openai_writes_it(world: World) -> None:
+    # Given a job of which one row was answered, one failed, and one never ran
+    names = ['a\n"b"\u2028\\', "mine-1", "mine-2"]
+    job = world.submit(b"".join(chat_line(name) + b"\n" for name in names))
+    assert validate(world.services, job.public_id)
+    lease = world.claim()
+    assert lease is not None
+    answer = Outcome(0, 200, json.dumps({"choices": ['\\ "\u2028']}))
+    world.write(lease, [answer, Outcome(1, 400, '{"error":{"code":"x"}}')])
+    with world.database.begin() as session:
+        jobs.stop(session, job, JobState.CANCELLED)
+    with world.database.begin() as session:
+        chunks.hand_back(session, lease)
+    # When
+    finalize(world.services, job.public_id)
+    # Then
+    ended = world.job(job.public_id)
+    ids = [f"batch_req_{job.public_id.removeprefix('batch_')}_{index}" for index in range(3)]
+    assert world.read_lines(ended.output_file_id) == [
+        {
+            "id": ids[0],
+            "custom_id": names[0],
+            "response": {"status_code": 200, "request_id": ids[0], "body": {"choices": ['\\ "\u2028']}},
+            "error": None,
+        }
+    ]
+    failed, never_ran = world.read_lines(ended.error_file_id)
+    assert failed["response"] == {"status_code": 400, "request_id": ids[1], "body": {"error": {"code": "x"}}}
+    assert failed["error"] is None
+    assert (never_ran["id"], never_ran["custom_id"], never_ran["response"]) == (ids[2], "mine-2", None)
+    assert never_ran["error"]["code"] == "batch_cancelled"  # type: ignore[index]
+
+
+def test_lines_of_many_pages_come_in_order_and_once(world: World) -> None:
+    # Given more rows than a page has, every third of them failed
+    num_rows = 2 * results.PAGE_ROWS + 3
+    job = world.start_job(num_rows)
+    failing = frozenset(range(0, num_rows, 3))
+    run_all(world, fail=failing)
+    # When
+    finalize(world.services, job.public_id)
+    # Then
+    ended = world.job(job.public_id)
+    output, errors = world.read_lines(ended.output_file_id), world.read_lines(ended.error_file_id)
+    assert [line["custom_id"] for line in output] == [f"row-{n}" for n in range(num_rows) if n not in failing]
+    assert [line["custom_id"] for line in errors] == [f"row-{n}" for n in sorted(failing)]

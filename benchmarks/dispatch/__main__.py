@@ -1,0 +1,26 @@
+"""`python -m benchmarks.dispatch [--quick] [--json] [--requests N] [--rounds N]`: the dispatch line with default
+settings and the null engine, through a real `millrace up`: HTTP, Celery, ZMQ, and a database that syncs to its disk."""
+
+from benchmarks.dispatch.line import MODEL, ROW_BYTES, measure_line, summarize_line
+from benchmarks.report import open_report, parse_options
+from benchmarks.sandbox import embedded_database_url, settings_in, temporary_root
+from cli.local.running import running
+
+NUM_ROWS, NUM_QUICK_ROWS = 50_000, 10_000
+ROUNDS = 3
+
+
+def main() -> None:
+    options = parse_options(__doc__)
+    num_rows = options.num_requests or (NUM_QUICK_ROWS if options.is_quick else NUM_ROWS)
+    rounds = options.num_rounds or (1 if options.is_quick else ROUNDS)
+    report = open_report(f"Dispatch of {num_rows:,} rows of {ROW_BYTES} bytes, median of {rounds}", options)
+    with temporary_root() as root:
+        settings = settings_in(root, f"{MODEL}=null:")
+        with running(settings, with_flower=False) as started:
+            runs = measure_line(started, embedded_database_url(settings), num_rows, rounds)
+        summarize_line(runs, report)
+
+
+if __name__ == "__main__":
+    main()
