@@ -12,24 +12,28 @@ from db.tables import JobRow, OutcomeRow
 
 PAGE_ROWS = 64
 
-# Built where the rows are: to take them out, parse and write them anew would cost as much as running them. Outcome
-# bodies hold no line break: every one is written by our own encoder. One page at a time bounds the server's memory.
-_LINES = """
+# One line of an output or error file, as OpenAI writes it. Built where the rows are: to take them out, parse and write
+# them anew would cost as much as running them. Bodies hold no line break: every one is written by our own encoder.
+LINE = """
+    '{"id":"' || %(prefix)s || o.index || '","custom_id":' || to_json(r.custom_id)
+    || CASE WHEN o.status_code IS NULL THEN ',"response":null,"error":' || o.body
+       ELSE ',"response":{"status_code":' || o.status_code || ',"request_id":"' || %(prefix)s || o.index
+            || '","body":' || o.body || '},"error":null' END
+    || E'}\\n'
+"""
+
+# A page at a time bounds the server's memory.
+_LINES = f"""
 SELECT page.lines FROM generate_series(0, %(num_requests)s - 1, %(page_rows)s) AS first
 CROSS JOIN LATERAL (
-    SELECT convert_to(string_agg(
-        '{"id":"' || %(prefix)s || o.index || '","custom_id":' || to_json(r.custom_id)
-        || CASE WHEN o.status_code IS NULL THEN ',"response":null,"error":' || o.body
-           ELSE ',"response":{"status_code":' || o.status_code || ',"request_id":"' || %(prefix)s || o.index
-                || '","body":' || o.body || '},"error":null' END
-        || E'}\n', '' ORDER BY o.index), 'UTF8') AS lines
+    SELECT convert_to(string_agg({LINE}, '' ORDER BY o.index), 'UTF8') AS lines
     FROM outcomes o JOIN requests r ON r.job_id = o.job_id AND r.index = o.index
     WHERE o.job_id = %(job_id)s AND o.index >= first AND o.index < first + %(page_rows)s
       AND r.job_id = %(job_id)s AND r.index >= first AND r.index < first + %(page_rows)s
       AND (o.status_code IS NOT DISTINCT FROM 200) = %(is_success)s
 ) AS page
 WHERE page.lines IS NOT NULL
-"""
+"""  # noqa: S608  # of constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,11 @@ WHERE id = :job_id RETURNING num_completed, num_failed
 """)
 
 
+def line_prefix(job: JobRow) -> str:
+    """What the ids of its lines begin with: the parameter of `LINE`."""
+    return f"batch_req_{job.public_id.removeprefix('batch_')}_"
+
+
 def lines(database: Database, job: JobRow, *, is_success: bool) -> Iterator[bytes]:
     """The lines of an output or an error file as OpenAI writes them, in order of the requests: blocks of whole lines,
     streamed, so that memory stays flat whatever the answers are."""
@@ -64,7 +73,7 @@ def lines(database: Database, job: JobRow, *, is_success: bool) -> Iterator[byte
         "job_id": job.id,
         "num_requests": job.num_requests,
         "page_rows": PAGE_ROWS,
-        "prefix": f"batch_req_{job.public_id.removeprefix('batch_')}_",
+        "prefix": line_prefix(job),
         "is_success": is_success,
     }
     with (

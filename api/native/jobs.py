@@ -18,7 +18,6 @@ from db.native import listing, removal, submission
 from db.native.listing import JobFilter
 from db.native.submission import JobChange
 from db.tables import JobRow
-from tasks.upkeep.finalizing import result_line
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
@@ -137,6 +136,6 @@ def get_results(
         rows = listing.results(session, job, after=after, limit=limit + 1)
     headers = {"x-job-state": job.state}
     if len(rows) > limit:
-        headers["x-next-after"] = str(rows[limit - 1].index)
-    content = b"".join(result_line(job.public_id, row) for row in rows[:limit])
+        headers["x-next-after"] = str(rows[limit - 1][0])
+    content = "".join(line for _, line in rows[:limit])
     return Response(content, media_type=JSON_LINES, headers=headers)

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.job import ServiceClass
 from db import jobs
-from db.results import ResultRow
+from db.connection import driver
+from db.results import LINE, line_prefix
 from db.tables import JobRow, OutcomeRow, RequestRow
 
 
@@ -24,12 +25,12 @@ class JobFilter:
     limit: int
 
 
-_RESULTS = text("""
-SELECT o.index, r.custom_id, o.status_code, o.body
+_RESULTS = f"""
+SELECT o.index, {LINE}
 FROM outcomes o JOIN requests r ON r.job_id = o.job_id AND r.index = o.index
-WHERE o.job_id = :job_id AND o.index > :after
-ORDER BY o.index LIMIT :limit
-""")
+WHERE o.job_id = %(job_id)s AND o.index > %(after)s
+ORDER BY o.index LIMIT %(limit)s
+"""  # noqa: S608  # of constants
 
 
 def list_jobs(session: Session, wanted: JobFilter, *, tenant: str) -> Sequence[JobRow]:
@@ -47,10 +48,11 @@ def list_jobs(session: Session, wanted: JobFilter, *, tenant: str) -> Sequence[J
     return session.scalars(query.order_by(JobRow.id.desc()).limit(wanted.limit)).all()
 
 
-def results(session: Session, job: JobRow, *, after: int, limit: int) -> list[ResultRow]:
-    """Outcomes with an index above `after`, in order of the requests; those that are there by now."""
-    values = {"job_id": job.id, "after": after, "limit": limit}
-    return [ResultRow(*row) for row in session.execute(_RESULTS, values)]
+def results(session: Session, job: JobRow, *, after: int, limit: int) -> list[tuple[int, str]]:
+    """Index and line of the outcomes above `after`, in order of the requests; those that are there by now."""
+    values = {"job_id": job.id, "prefix": line_prefix(job), "after": after, "limit": limit}
+    with driver(session).cursor() as cursor:
+        return [(row[0], row[1]) for row in cursor.execute(_RESULTS, values)]
 
 
 def only_request(session: Session, job: JobRow) -> str | None:
