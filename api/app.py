@@ -14,6 +14,7 @@ from api.access.body import BodyLimit
 from api.access.gate import Gate
 from api.access.keyring import KeyRing
 from api.access.scopes import public_paths
+from api.codecs import Codecs
 from api.context import Context
 from api.native import jobs, queues
 from api.openai import batches, completions, files, models
@@ -38,7 +39,8 @@ def build_context(settings: Settings) -> Context:
     redis: AsyncRedis = AsyncRedis.from_url(client_url(settings.redis_url or DEFAULT_BROKER_URL), socket_timeout=10)
     messages = Messages(create_app(settings))
     files = open_file_store(settings.file_store, database)
-    return Context(settings, database, files, redis, messages, KeyRing(database))
+    codecs = Codecs(settings.model_sources, settings.max_context_tokens)
+    return Context(settings, database, files, redis, messages, KeyRing(database), codecs)
 
 
 def allowed_hosts(settings: Settings) -> list[str]:

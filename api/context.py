@@ -10,6 +10,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from api.access.keyring import KeyRing
 from api.access.scopes import get_identity
+from api.codecs import Codecs
 from core.access import Identity
 from core.settings import Settings
 from db.connection import Database
@@ -25,6 +26,7 @@ class Context:
     redis: AsyncRedis
     messages: Messages
     keys: KeyRing
+    codecs: Codecs
 
 
 def get_context(request: Request) -> Context:

@@ -124,6 +124,17 @@ class PromptCodec:
             )
 
 
+def answer_room(num_prompt_tokens: int, context_tokens: int) -> int:
+    """How many tokens an answer may have. Raises ContextLengthExceeded where not even one fits."""
+    room = context_tokens - num_prompt_tokens
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"the prompt has {num_prompt_tokens} tokens, but prompt and answer together may have {context_tokens}; "
+            "shorten it, or use a model with a longer context"
+        )
+    return room
+
+
 def plain_messages(messages: object) -> list[dict[str, Any]]:
     """Messages as chat templates expect them: text joined from its parts, no field that is None."""
     if not isinstance(messages, list) or not messages:

@@ -163,6 +163,7 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True, tag="delta"):
     """Text that has become certain since the last one: never half a character, never part of a stop string.
 
     index: of the answer, where there are several. logprobs: of the tokens since the last delta, where asked for.
+    prompt_tokens: of the request, the same in every delta.
     """
 
     id: str
@@ -170,6 +171,7 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True, tag="delta"):
     num_tokens: int
     index: int = 0
     logprobs: list[TokenLogprob] | None = None
+    prompt_tokens: int = 0
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 Its source is `null:` or `null:SECONDS`. Every prompt is answered after that delay with the first 16 hexadecimal digits
 of the SHA-256 of its canonical JSON, every text is embedded as eight numbers of the same digest; usage counts words.
+An answer that is streamed comes in `NUM_DELTAS` pieces, evenly over the delay.
 Two kinds of model have a fault: with `null:SECONDS!WORD` a prompt with this word takes the whole process down when its
 turn comes, as a broken kernel would, and with `null:SECONDS~WORD` the step that it is in never ends. With
 `null:SECONDS>FILE` the digest of every prompt is appended to the file, a line each, when it arrives: what was run again
@@ -9,12 +10,13 @@ stands there twice.
 """
 
 import hashlib
+import heapq
+import itertools
 import math
 import os
 import struct
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -26,6 +28,7 @@ from engine.sampling.limits import check_sampling
 
 PREFIX = "null:"
 POISONED_STATUS = 134  # as after SIGABRT
+NUM_DELTAS = 4
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -50,7 +53,8 @@ class NullModel:
         self._trap = trap.encode()
         self._journal = journal
         self._clock = clock
-        self._due: deque[tuple[float, Arrival]] = deque()  # the delay is the same for all, so the first is due first
+        self._due: list[tuple[float, int, int, Arrival]] = []  # a heap: when, in which order, which piece
+        self._order = itertools.count()
         self._waiting: dict[Key, Arrival] = {}
         self._num_steps = 0
         self._prompt_tokens = 0
@@ -77,7 +81,10 @@ class NullModel:
             if self._journal is not None:
                 os.write(self._journal, f"{answer_text(arrival.request)}\n".encode())
         self._waiting[arrival.key] = arrival
-        self._due.append((arrival.arrived_seconds + self._delay_seconds, arrival))
+        is_streamed = isinstance(arrival.request, Generate) and arrival.request.stream
+        for piece in range(1 if is_streamed else NUM_DELTAS, NUM_DELTAS + 1):
+            due = arrival.arrived_seconds + self._delay_seconds * piece / NUM_DELTAS
+            heapq.heappush(self._due, (due, next(self._order), piece, arrival))
 
     def cancel(self, key: Key) -> None:
         self._waiting.pop(key, None)
@@ -93,10 +100,9 @@ class NullModel:
         now = self._clock()
         replies: list[Reply] = []
         while self._due and self._due[0][0] <= now:
-            arrival = self._due.popleft()[1]
+            _, _, piece, arrival = heapq.heappop(self._due)
             if self._waiting.get(arrival.key) is arrival:  # else it was cancelled meanwhile
-                del self._waiting[arrival.key]
-                replies += self._answer(arrival, now)
+                replies += self._answer(arrival, now) if piece == NUM_DELTAS else _delta(arrival, piece)
         self._num_steps += 1
         return replies
 
@@ -117,6 +123,7 @@ class NullModel:
 
     def _answer(self, arrival: Arrival, now: float) -> list[Reply]:
         request, key = arrival.request, arrival.key
+        del self._waiting[key]
         waited = now - arrival.arrived_seconds
         if isinstance(request, Embed):
             return [self._embed(key, request, Timing(0.0, waited, waited))]
@@ -133,7 +140,7 @@ class NullModel:
         self._prompt_tokens += usage.prompt_tokens
         self._completion_tokens += 1
         finished = Reply(key, Finished(request.id, text, "stop", usage, Timing(0.0, waited, waited)))
-        return [Reply(key, Delta(request.id, text, 1)), finished] if request.stream else [finished]
+        return [*_delta(arrival, NUM_DELTAS), finished] if request.stream else [finished]
 
     def _embed(self, key: Key, request: Embed, timing: Timing) -> Reply:
         inputs: list[str] | list[list[int]] = request.texts or request.token_ids or []
@@ -148,6 +155,16 @@ def _open_journal(path: str) -> int:
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     except OSError as error:
         raise ConfigurationError(f"a null model's journal: expected a file, got {path!r}: {error}") from error
+
+
+def _delta(arrival: Arrival, piece: int) -> list[Reply]:
+    """The first of them counts the answer's one token."""
+    request = arrival.generation()
+    text = answer_text(request)
+    length = len(text) // NUM_DELTAS
+    part = text[(piece - 1) * length : piece * length]
+    delta = Delta(request.id, part, int(piece == 1), prompt_tokens=_count_words(request))
+    return [Reply(arrival.key, delta)]
 
 
 def answer_text(request: Generate) -> str:

@@ -1,33 +1,144 @@
-"""Tells the API that an online answer is committed, through a Redis stream per job that expires by itself.
+"""Tells the API how an online answer grows and that it is committed, through a Redis stream per job that expires by
+itself.
 
-The stream only wakes the waiter, who reads the answer from PostgreSQL: losing it costs a moment, never an answer.
+The stream only spares the wait: its length is bounded, it may be lost at any time, and whoever reads it finds the
+whole answer in PostgreSQL. Nobody who writes to it waits for Redis: one thread sends what has gathered.
 """
 
 import logging
+import threading
+from collections import defaultdict
+from dataclasses import dataclass
 
+import msgspec
 from redis import Redis
 from redis.exceptions import RedisError
 
+from core.protocol import TokenLogprob
+
 logger = logging.getLogger(__name__)
 
-STREAM_LIFETIME_SECONDS = 60
+STREAM_LIFETIME_SECONDS = 600
+STREAM_ENTRIES = 2048  # a reader that is further behind waits for the whole answer
+GATHER_SECONDS = 0.02
+MAX_GATHERED = 20_000
+DONE = "done"
+INTERRUPTED = "interrupted"
+PIECES = "pieces"
 
 
 def answer_stream(job_public_id: str) -> str:
     return f"millrace:answer:{job_public_id}"
 
 
+class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Some text of one choice of one request of a job. offset: characters of the choice before it.
+
+    attempt: of the chunk; pieces of different attempts do not fit together. num_tokens: of the choice, up to its end.
+    """
+
+    attempt: int
+    request: int
+    choice: int
+    offset: int
+    text: str
+    num_tokens: int
+    prompt_tokens: int = 0
+    logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What to write to a job's stream: an event, or a piece."""
+
+    job: str
+    what: Piece | str
+    attempt: int
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(list[Piece])
+
+
+def decode_pieces(data: bytes) -> list[Piece]:
+    """Raises msgspec.DecodeError on what no release of ours wrote."""
+    return _decoder.decode(data)
+
+
 class RedisRelay:
+    """`close()` at the end. All methods may be called from any thread, and fail open: without Redis the waiter finds
+    the answer at its next look into PostgreSQL."""
+
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._gathered: list[_Told] = []
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._thread: threading.Thread | None = None
 
     def announce(self, job_public_id: str) -> None:
-        """Fails open: without Redis the waiter finds the answer at its next look into PostgreSQL."""
-        stream = answer_stream(job_public_id)
+        """The outcome is committed."""
+        self._write([_Told(job_public_id, DONE, 0)])
+
+    def publish(self, job_public_id: str, piece: Piece) -> None:
+        """Returns at once. What is too much for the moment is dropped: the reader sees the gap."""
+        self._gather(_Told(job_public_id, piece, piece.attempt))
+
+    def interrupt(self, job_public_id: str, attempt: int) -> None:
+        """Nothing more comes of this attempt. Returns at once."""
+        self._gather(_Told(job_public_id, INTERRUPTED, attempt))
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _gather(self, told: _Told) -> None:
+        with self._changed:
+            if len(self._gathered) >= MAX_GATHERED or self._is_closing:
+                return
+            self._gathered.append(told)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def _run(self) -> None:
+        """The first piece goes out at once; those that come meanwhile gather for a moment."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._gathered or self._is_closing)
+                told, self._gathered = self._gathered, []
+            if told:
+                self._write(told)
+            with self._changed:
+                if self._changed.wait_for(lambda: self._is_closing, GATHER_SECONDS) and not self._gathered:
+                    return
+
+    def _write(self, told: list[_Told]) -> None:
+        by_job: defaultdict[str, list[_Told]] = defaultdict(list)
+        for one in told:
+            by_job[one.job].append(one)
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.xadd(stream, {"event": "done"}, maxlen=16)
-                pipeline.expire(stream, STREAM_LIFETIME_SECONDS)
+                for job, ones in by_job.items():
+                    stream = answer_stream(job)
+                    for fields in _entries(ones):
+                        pipeline.xadd(stream, fields, maxlen=STREAM_ENTRIES, approximate=True)
+                    pipeline.expire(stream, STREAM_LIFETIME_SECONDS)
                 pipeline.execute()
         except RedisError as error:
-            logger.warning("job %s is done, but nobody could be told: %s", job_public_id, error)
+            logger.warning("%d answers grow, but nobody could be told: %s", len(by_job), error)
+
+
+def _entries(told: list[_Told]) -> list[dict[str | bytes, str | bytes | int | float]]:
+    """One entry for all pieces, and one for each event behind them."""
+    pieces = [one.what for one in told if isinstance(one.what, Piece)]
+    events = [(one.what, one.attempt) for one in told if isinstance(one.what, str)]
+    entries: list[dict[str | bytes, str | bytes | int | float]] = []
+    if pieces:
+        entries.append({"event": PIECES, "pieces": _encoder.encode(pieces)})
+    entries += [{"event": event, "attempt": attempt} for event, attempt in events]
+    return entries

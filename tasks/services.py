@@ -14,6 +14,7 @@ from core.settings import Settings
 from db.connection import Database
 from db.files import FileStore
 from tasks.messages import Messages
+from tasks.relay import Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,18 @@ class Relay(Protocol):
         """Tells whoever waits for an online job that its outcome is committed. Fails open: the waiter looks again."""
         ...
 
+    def publish(self, job_public_id: str, piece: Piece) -> None:
+        """Tells whoever reads along how an answer grows. Never waits; what cannot be told is dropped."""
+        ...
+
+    def interrupt(self, job_public_id: str, attempt: int) -> None:
+        """Tells whoever reads along that nothing more comes of this attempt of the chunk. Never waits."""
+        ...
+
+    def close(self) -> None:
+        """Tells what has gathered."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -56,6 +69,7 @@ class Services:
     def close(self) -> None:
         if self.chunks is not None:
             self.chunks.close()
+        self.relay.close()
         self.redis.close()
         self.database.close()
 

@@ -44,18 +44,21 @@ def build_services(settings: Settings, stopping: threading.Event) -> Services:
     assert settings.database_url is not None
     database = Database(settings.database_url, pool_size=num_threads + 2)
     redis: Redis = Redis.from_url(client_url(settings.redis_url or DEFAULT_BROKER_URL), socket_timeout=10)
+    relay = RedisRelay(redis)
     return Services(
         settings=settings,
         database=database,
         files=open_file_store(settings.file_store, database),
         redis=redis,
         messages=Messages(app),
-        relay=RedisRelay(redis),
-        chunks=_chunk_runner(settings, database, stopping) if settings.engine_endpoint else None,
+        relay=relay,
+        chunks=_chunk_runner(settings, database, relay, stopping) if settings.engine_endpoint else None,
     )
 
 
-def _chunk_runner(settings: Settings, database: Database, stopping: threading.Event) -> EngineChunkRunner:
+def _chunk_runner(
+    settings: Settings, database: Database, relay: RedisRelay, stopping: threading.Event
+) -> EngineChunkRunner:
     owner = f"{settings.device}@{settings.node_name}:{os.getpid()}-{uuid4().hex[:8]}"
     engine = EngineClient(settings.engine_endpoint, name=owner)
     engine.start()
@@ -67,7 +70,7 @@ def _chunk_runner(settings: Settings, database: Database, stopping: threading.Ev
         engine_wait_seconds=settings.engine_wait_seconds,
         max_request_crashes=settings.max_request_crashes,
     )
-    return EngineChunkRunner(database, engine, options, stopping)
+    return EngineChunkRunner(database, engine, options, stopping, relay)
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]

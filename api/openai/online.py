@@ -16,7 +16,8 @@ from starlette.concurrency import run_in_threadpool
 
 from api.context import Context
 from api.errors import SERVER_ERROR, error_response
-from core.errors import Interrupted, InvalidRequest, NotFound
+from api.prompts import count_prompt_tokens
+from core.errors import Interrupted, InvalidRequest, NotFound, Unsupported
 from core.job import TERMINAL_JOB_STATES, JobState, ServiceClass
 from core.openai.completion import parse_body
 from db import idempotency, jobs, models, results
@@ -67,6 +68,9 @@ def _response(outcome: OutcomeRow | None) -> Response:
 
 def _submit(context: Context, tenant: str, endpoint: str, body: bytes, once: Key | None) -> JobRow:
     parsed = parse_body(endpoint, body)
+    if parsed.streaming is not None:
+        raise Unsupported("stream=True is not offered; leave it out", param="stream")
+    count_prompt_tokens(context, parsed.model, parsed)
     lifetime = timedelta(seconds=context.settings.online_timeout_seconds + EXPIRY_MARGIN_SECONDS)
     online = NewOnlineRequest(
         endpoint=endpoint, model=parsed.model, body=body.decode(), expires_after=lifetime, tenant=tenant

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from core.errors import InvalidRequest
+from core.errors import InvalidRequest, Unsupported
 from core.openai.completion import parse_body
 
 MAX_LINE_ERRORS = 100
@@ -128,7 +128,10 @@ class BatchReader:
 
     def _check_body(self, body: bytes) -> str:
         try:
-            model = parse_body(self.endpoint, body).model
+            parsed = parse_body(self.endpoint, body)
+            if parsed.streaming is not None:
+                raise Unsupported("stream: a batch answers with a file; leave it out", param="stream")
+            model = parsed.model
         except InvalidRequest as error:
             param = "body" if error.param == "body" else f"body.{error.param}"
             raise InvalidRequest(error.message, param=param, code=error.code) from error

@@ -6,7 +6,7 @@ name; fields that change nothing about the answer (`user`, `metadata`, `store`, 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -34,7 +34,18 @@ Stop = str | Annotated[list[str], Meta(max_length=16)] | None
 
 MAX_TOP_LOGPROBS = 20
 MAX_ANSWERS = 128
+MAX_RESUME_SECONDS = 3600
 JSON_OBJECT_SCHEMA = '{"type":"object"}'
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """include_usage: a last chunk with the usage of all. continuous_usage_stats: vLLM's, the usage so far in every
+    chunk. resume_seconds: ours, how long the request goes on for a client that left and may come back."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+    resume_seconds: Annotated[float, Meta(ge=0, le=MAX_RESUME_SECONDS)] | None = None
 
 
 class _Body(msgspec.Struct):
@@ -48,6 +59,7 @@ class _Body(msgspec.Struct):
     seed: Seed | None = None
     stop: Stop = None
     stream: bool | None = None
+    stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] | None = None
     frequency_penalty: Penalty | None = None
@@ -103,7 +115,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "audio": (None,),
         "echo": (None, False),
         "suffix": (None, ""),
-        "stream": (None, False),
         "prompt_logprobs": (None,),
         "bad_words": (None, []),
         "allowed_token_ids": (None, []),
@@ -124,7 +135,7 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A checked request; exactly one of `messages`, `text` and `token_ids` is set."""
+    """A checked request; exactly one of `messages`, `text` and `token_ids` is set. streaming: None is one body."""
 
     model: str
     sampling: Sampling
@@ -132,6 +143,7 @@ class CompletionRequest:
     text: str | None = None
     token_ids: list[int] | None = None
     num_answers: int = 1
+    streaming: StreamOptions | None = None
 
     def to_generate(self, request_id: str, *, priority: int, stream: bool = False, prefix_scope: str = "") -> Generate:
         """prefix_scope: whose prompts may share what was computed of them: a tenant."""
@@ -183,7 +195,8 @@ def _from_chat(body: _ChatBody) -> CompletionRequest:
         raise InvalidRequest("top_logprobs: expected logprobs to be true beside it", param="top_logprobs")
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     sampling = _sampling(body, body.max_completion_tokens or body.max_tokens, num_logprobs)
-    return CompletionRequest(body.model, sampling, messages=body.messages, num_answers=body.n or 1)
+    request = CompletionRequest(body.model, sampling, messages=body.messages, num_answers=body.n or 1)
+    return replace(request, streaming=_streaming(body))
 
 
 def _check_message(index: int, message: Mapping[str, Any]) -> None:
@@ -202,6 +215,20 @@ def _check_message(index: int, message: Mapping[str, Any]) -> None:
 
 def _from_text(body: _TextBody) -> CompletionRequest:
     _refuse_unsupported(body)
+    request = _text_request(body)
+    return replace(request, streaming=_streaming(body))
+
+
+def _streaming(body: _Body) -> StreamOptions | None:
+    """Raises InvalidRequest where there are options and no stream."""
+    if body.stream:
+        return body.stream_options or StreamOptions()
+    if body.stream_options is not None:
+        raise InvalidRequest("stream_options: expected stream to be true beside it", param="stream_options")
+    return None
+
+
+def _text_request(body: _TextBody) -> CompletionRequest:
     num_answers = body.n or 1
     num_logprobs = None if body.logprobs is None or body.logprobs is False else int(body.logprobs)
     sampling = _sampling(body, body.max_tokens or DEFAULT_TEXT_MAX_TOKENS, num_logprobs)

@@ -74,4 +74,5 @@ class AnswerChoice:
         self._num_told_tokens = self.sequence.num_answer_tokens
         num_certain = None if is_finished else self._text.num_certain
         logprobs = None if self._observed is None else self._observed.tell(num_certain)
-        return Delta(self.sequence.key[1], text, num_new, self.sequence.index, logprobs)
+        prompt_tokens = self.sequence.num_prompt_tokens
+        return Delta(self.sequence.key[1], text, num_new, self.sequence.index, logprobs, prompt_tokens)

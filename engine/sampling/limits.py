@@ -2,8 +2,9 @@
 
 import math
 
-from core.errors import ContextLengthExceeded, InvalidRequest
+from core.errors import InvalidRequest
 from core.openai.completion import MAX_ANSWERS, MAX_TOP_LOGPROBS
+from core.prompts import answer_room
 from core.protocol import Sampling
 
 MAX_STOP_STRINGS = 16
@@ -54,12 +55,7 @@ def check_named_tokens(sampling: Sampling, vocabulary_size: int) -> None:
 
 def answer_limit(num_prompt_tokens: int, max_tokens: int | None, context_tokens: int) -> int:
     """How many tokens the answer may have. Raises ContextLengthExceeded where not even one fits."""
-    room = context_tokens - num_prompt_tokens
-    if room < 1:
-        raise ContextLengthExceeded(
-            f"the prompt has {num_prompt_tokens} tokens, but prompt and answer together may have {context_tokens}; "
-            "shorten it, or use a model with a longer context"
-        )
+    room = answer_room(num_prompt_tokens, context_tokens)
     return room if max_tokens is None else min(room, max_tokens)
 
 

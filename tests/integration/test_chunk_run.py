@@ -55,7 +55,9 @@ class Node:
             "max_request_crashes": 2,
             **options,
         }
-        return EngineChunkRunner(self.world.database, client, RunnerOptions(**values), self.world.stopping)  # type: ignore[arg-type]
+        return EngineChunkRunner(
+            self.world.database, client, RunnerOptions(**values), self.world.stopping, self.world.services.relay
+        )  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -27,8 +27,9 @@ from core.protocol import (
 from db import chunks
 from db.chunks import Crash, Lease, Outcome, Request
 from db.connection import Database
-from tasks.services import ChunkRun
+from tasks.services import ChunkRun, Relay
 from workers.chunks import outcome
+from workers.chunks.deltas import Deltas
 from workers.engine_client import ENGINE_LOST, Answer, EngineClient
 
 logger = logging.getLogger(__name__)
@@ -57,12 +58,18 @@ class EngineChunkRunner:
     """The chunk runner of a device's worker; `run` may be called by many threads at once."""
 
     def __init__(
-        self, database: Database, engine: EngineClient, options: RunnerOptions, stopping: threading.Event
+        self,
+        database: Database,
+        engine: EngineClient,
+        options: RunnerOptions,
+        stopping: threading.Event,
+        relay: Relay,
     ) -> None:
         self._database = database
         self._engine = engine
         self._options = options
         self._stopping = stopping
+        self._relay = relay
         self._asked_at: dict[str, float] = {}
 
     def close(self) -> None:
@@ -84,7 +91,9 @@ class EngineChunkRunner:
             )
         if lease is None:
             return None
-        return _Execution(self._database, self._engine, self._options, self._stopping, lease).run(hello, service_class)
+        deltas = Deltas(self._relay, lease.job_public_id, lease.attempt)
+        execution = _Execution(self._database, self._engine, self._options, self._stopping, lease, deltas)
+        return execution.run(hello, service_class)
 
     def _usable_models(self, hello: Hello | None, service_class: ServiceClass) -> list[str]:
         """Bulk rows of a model that cannot be loaded wait, and the engine is asked to try again; people are told."""
@@ -112,12 +121,14 @@ class _Execution:
         options: RunnerOptions,
         stopping: threading.Event,
         lease: Lease,
+        deltas: Deltas,
     ) -> None:
         self._database = database
         self._engine = engine
         self._options = options
         self._stopping = stopping
         self._lease = lease
+        self._deltas = deltas
         self._answers: SimpleQueue[Answer] = SimpleQueue()
         self._todo: deque[Request] = deque()
         self._in_flight: dict[str, Request] = {}
@@ -185,7 +196,11 @@ class _Execution:
                 continue
             request_id = f"{self._lease.job_public_id}-{request.index}-{self._lease.attempt}-{self._num_lost}"
             self._in_flight[request_id] = request
-            batch.append(parsed.to_generate(request_id, priority=priority, prefix_scope=self._lease.tenant))
+            is_streamed = self._is_online and parsed.streaming is not None
+            generate = parsed.to_generate(
+                request_id, priority=priority, stream=is_streamed, prefix_scope=self._lease.tenant
+            )
+            batch.append(generate)
         if batch:
             self._engine.submit(batch, self._answers.put)
 
@@ -200,7 +215,10 @@ class _Execution:
             return
 
     def _take(self, answer: Answer) -> None:
-        if isinstance(answer, Delta | Embedded):
+        if isinstance(answer, Delta):
+            self._deltas.take(self._in_flight[answer.id].index, answer)
+            return
+        if isinstance(answer, Embedded):
             return
         request = self._in_flight.pop(answer.id)
         index = request.index
@@ -265,6 +283,7 @@ class _Execution:
             self._write()
         if self._is_done:
             return True
+        self._deltas.interrupt()
         with self._database.begin() as session:
             chunks.hand_back(session, self._lease, self._crash)
         logger.info(

@@ -59,13 +59,28 @@ def test_the_answer_depends_on_the_prompt_alone_and_not_on_the_order_of_keys() -
     assert (a.usage.prompt_tokens, c.usage.prompt_tokens) == (2, 1)
 
 
-def test_a_stream_is_one_delta_and_the_end() -> None:
-    model = NullModel.from_source("null:", 4)
-    model.submit(arrival(Generate("x", "null", token_ids=[1, 2], stream=True)))
-    delta, finished = (reply.message for reply in model.step())
-    assert isinstance(delta, Delta)
-    assert isinstance(finished, Finished)
-    assert (delta.text, delta.num_tokens) == (finished.text, 1)
+def test_a_stream_comes_in_pieces_over_the_delay_and_its_answer_is_the_same() -> None:
+    # Given two requests that are streamed and one that is not
+    now = [0.0]
+    model = NullModel(4.0, 4, lambda: now[0])
+    for name in ("x", "y"):
+        model.submit(arrival(Generate(name, "null", token_ids=[1, 2], stream=True), at=0.0))
+    model.submit(arrival(Generate("z", "null", token_ids=[1, 2]), at=0.0))
+    # When
+    texts: dict[str, list[str]] = {"x": [], "y": [], "z": []}
+    for second in (1.0, 2.0, 3.0, 4.0):
+        now[0] = second
+        assert model.wait_seconds() == 0.0
+        replies = [reply.message for reply in model.step()]
+        for message in replies:
+            if isinstance(message, Delta):
+                assert (message.num_tokens, message.prompt_tokens) == (int(second == 1.0), 2)
+                texts[message.id].append(message.text)
+    # Then
+    answers = {message.id: message.text for message in replies if isinstance(message, Finished)}
+    assert [len(pieces) for pieces in texts.values()] == [4, 4, 0]
+    assert "".join(texts["x"]) == "".join(texts["y"]) == answers["x"] == answers["y"] == answers["z"]
+    assert model.wait_seconds() is None
 
 
 def test_texts_are_embedded_as_numbers_of_length_one_that_depend_on_the_text_alone() -> None:

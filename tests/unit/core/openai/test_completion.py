@@ -209,7 +209,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("field", "value"),
         [
-            ("stream", True),
             ("tools", [{"type": "function"}]),
             ("functions", [{"name": "f"}]),
             ("best_of", 2),
@@ -230,7 +229,7 @@ class TestRefusals:
         assert (error.code, error.param) == ("unsupported_parameter", field)
         assert field in error.message
 
-    @pytest.mark.parametrize(("field", "value"), [("echo", True), ("suffix", "x"), ("best_of", 3), ("stream", True)])
+    @pytest.mark.parametrize(("field", "value"), [("echo", True), ("suffix", "x"), ("best_of", 3)])
     def test_the_older_endpoint_has_refusals_of_its_own(self, field: str, value: object) -> None:
         assert refused(TEXT_ENDPOINT, text(**{field: value})).param == field
 
