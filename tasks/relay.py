@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 from redis import Redis
 from redis.exceptions import RedisError
+from redis.typing import EncodableT, FieldT
 
 from core.protocol import TokenLogprob
 
@@ -133,11 +134,11 @@ class RedisRelay:
             logger.warning("%d answers grow, but nobody could be told: %s", len(by_job), error)
 
 
-def _entries(told: list[_Told]) -> list[dict[str | bytes, str | bytes | int | float]]:
+def _entries(told: list[_Told]) -> list[dict[FieldT, EncodableT]]:
     """One entry for all pieces, and one for each event behind them."""
     pieces = [one.what for one in told if isinstance(one.what, Piece)]
     events = [(one.what, one.attempt) for one in told if isinstance(one.what, str)]
-    entries: list[dict[str | bytes, str | bytes | int | float]] = []
+    entries: list[dict[FieldT, EncodableT]] = []
     if pieces:
         entries.append({"event": PIECES, "pieces": _encoder.encode(pieces)})
     entries += [{"event": event, "attempt": attempt} for event, attempt in events]

@@ -55,9 +55,9 @@ class Node:
             "max_request_crashes": 2,
             **options,
         }
-        return EngineChunkRunner(
-            self.world.database, client, RunnerOptions(**values), self.world.stopping, self.world.services.relay
-        )  # type: ignore[arg-type]
+        runner_options = RunnerOptions(**values)  # type: ignore[arg-type]
+        relay = self.world.services.relay
+        return EngineChunkRunner(self.world.database, client, runner_options, self.world.stopping, relay)
 
 
 @pytest.fixture
