@@ -1,8 +1,7 @@
-"""The states of jobs and chunks, and the only table that says which state may follow which.
+"""The states of jobs, chunks and requests, and the only tables that say which state may follow which.
 
 Job states are those of the OpenAI Batch object. A chunk is the unit that a Celery message names, a worker leases
-and a crash loses. `db` changes a state only along these tables,
-in the same statement that asks for the old one.
+and a crash loses. `db` changes a state only along these tables, in the same statement that asks for the old one.
 """
 
 from enum import StrEnum
@@ -40,8 +39,19 @@ class JobState(StrEnum):
 class ChunkState(StrEnum):
     WAITING = "waiting"
     RUNNING = "running"
+    DELAYED = "delayed"
     DONE = "done"
     CANCELLED = "cancelled"
+
+
+class RequestState(StrEnum):
+    """Of a request; it has no column, because its outcome, or its retry, is its state."""
+
+    WAITING = "waiting"
+    RETRYING = "retrying"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    UNEXECUTED = "unexecuted"
 
 
 JOB_MOVES: MappingProxyType[JobState, frozenset[JobState]] = MappingProxyType(
@@ -60,9 +70,22 @@ JOB_MOVES: MappingProxyType[JobState, frozenset[JobState]] = MappingProxyType(
 CHUNK_MOVES: MappingProxyType[ChunkState, frozenset[ChunkState]] = MappingProxyType(
     {
         ChunkState.WAITING: frozenset({ChunkState.RUNNING, ChunkState.CANCELLED}),
-        ChunkState.RUNNING: frozenset({ChunkState.DONE, ChunkState.WAITING, ChunkState.CANCELLED}),
+        ChunkState.RUNNING: frozenset({ChunkState.DONE, ChunkState.WAITING, ChunkState.DELAYED, ChunkState.CANCELLED}),
+        ChunkState.DELAYED: frozenset({ChunkState.WAITING, ChunkState.CANCELLED}),
         ChunkState.DONE: frozenset(),
         ChunkState.CANCELLED: frozenset(),
+    }
+)
+
+_ENDED = frozenset({RequestState.SUCCEEDED, RequestState.FAILED, RequestState.UNEXECUTED})
+
+REQUEST_MOVES: MappingProxyType[RequestState, frozenset[RequestState]] = MappingProxyType(
+    {
+        RequestState.WAITING: _ENDED | {RequestState.RETRYING},
+        RequestState.RETRYING: _ENDED | {RequestState.RETRYING},
+        RequestState.SUCCEEDED: frozenset(),
+        RequestState.FAILED: frozenset(),
+        RequestState.UNEXECUTED: frozenset(),
     }
 )
 

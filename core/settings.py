@@ -141,6 +141,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Count, Meta(description="Upper bound of prompt and answer together; a model's own bound applies too.")
     ] = 8192
     chunk_rows: Annotated[int, Meta(ge=1, le=10_000, description="Rows in a chunk, the unit that workers lease.")] = 500
+    chunk_tokens: Annotated[
+        Count,
+        Meta(
+            description="Answer tokens that the rows of a chunk ask for at most; a row without a limit counts as 128. "
+            "Tenants take turns by chunks."
+        ),
+    ] = 131_072
     lease_seconds: Annotated[
         Seconds, Meta(description="How long a chunk belongs to a worker that does not renew. Renewed at a third of it.")
     ] = 15.0
@@ -160,6 +167,23 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             description="Engine crashes while a request runs alone, in a row, after which it fails as `engine_crashed`."
         ),
     ] = 3
+    max_request_attempts: Annotated[
+        Count,
+        Meta(description="Tries of a batch row whose failure another try may mend, before the failure is its outcome."),
+    ] = 3
+    retry_seconds: Annotated[
+        Seconds,
+        Meta(description="Wait before the second try of such a row; doubled, and jittered, before each further one."),
+    ] = 2.0
+    oldest_claim_fraction: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of claims that take the chunk which has waited longest, whatever its priority, so that "
+            "the lowest priority moves too.",
+        ),
+    ] = 0.0625
     batch_threads: Annotated[Count, Meta(description="Chunks that the batch worker of a device runs at once.")] = 2
     online_threads: Annotated[Count, Meta(description="Requests that the online worker of a device runs at once.")] = 16
     engine_wait_seconds: Annotated[

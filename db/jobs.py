@@ -9,23 +9,26 @@ from typing import Any
 from sqlalchemy import exists, func, select, text, update
 from sqlalchemy.orm import Session
 
-from core.errors import NotFound
+from core.errors import Conflict, NotFound
 from core.job import (
     DEFAULT_PRIORITY,
     DEFAULT_TENANT,
     JOB_MOVES,
+    TERMINAL_CHUNK_STATES,
     TERMINAL_JOB_STATES,
     ChunkState,
     JobKind,
     JobState,
     ServiceClass,
 )
+from db import shares
 from db.tables import ChunkRow, JobRow, RequestRow
 
 UNFINISHED_STATES = tuple(state.value for state in JobState if state not in TERMINAL_JOB_STATES)
 ENDING_STATES = (JobState.IN_PROGRESS.value, JobState.FINALIZING.value, JobState.CANCELLING.value)
 FINALIZING_LOCK = 0x66696E << 32  # above every job id
-BUSY_CHUNK_STATES = (ChunkState.WAITING.value, ChunkState.RUNNING.value)
+BUSY_CHUNK_STATES = tuple(state.value for state in ChunkState if state not in TERMINAL_CHUNK_STATES)
+IDLE_CHUNK_STATES = (ChunkState.WAITING.value, ChunkState.DELAYED.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +50,12 @@ class NewOnlineRequest:
     body: str
     expires_after: timedelta
     tenant: str = DEFAULT_TENANT
+    priority: int = DEFAULT_PRIORITY
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Counts of a job's rows; a busy chunk is waiting or running."""
+    """Counts of a job's rows; a busy chunk is waiting, delayed or running."""
 
     num_completed: int
     num_failed: int
@@ -96,6 +100,7 @@ def create_online(session: Session, request: NewOnlineRequest) -> JobRow:
         state=JobState.IN_PROGRESS.value,
         endpoint=request.endpoint,
         model=request.model,
+        priority=request.priority,
         num_requests=1,
         in_progress_at=func.now(),
         expires_at=func.now() + request.expires_after,
@@ -103,20 +108,21 @@ def create_online(session: Session, request: NewOnlineRequest) -> JobRow:
     session.add(job)
     session.flush()
     session.add(RequestRow(job_id=job.id, index=0, custom_id=job.public_id, body=request.body))
-    session.add(_chunk_of_one(job.id, request.model))
+    session.add(_chunk_of_one(job.id, request))
     session.flush()
     return job
 
 
-def _chunk_of_one(job_id: int, model: str) -> ChunkRow:
+def _chunk_of_one(job_id: int, request: NewOnlineRequest) -> ChunkRow:
     return ChunkRow(
         job_id=job_id,
         index=0,
         first_request=0,
         num_requests=1,
-        model=model,
+        model=request.model,
         service_class=ServiceClass.ONLINE.value,
-        priority=5,
+        tenant=request.tenant,
+        priority=request.priority,
         state=ChunkState.WAITING.value,
     )
 
@@ -181,9 +187,31 @@ def stop(session: Session, job: JobRow, ending: JobState) -> None:
     if stopping:
         session.execute(
             update(ChunkRow)
-            .where(ChunkRow.job_id == job.id, ChunkRow.state == ChunkState.WAITING.value)
+            .where(ChunkRow.job_id == job.id, ChunkRow.state.in_(IDLE_CHUNK_STATES))
             .values(state=ChunkState.CANCELLED.value)
         )
+
+
+def set_priority(session: Session, job: JobRow, priority: int) -> None:
+    """Takes effect on every chunk that is claimed from now on. Raises Conflict when the job has ended."""
+    if job.priority == priority:
+        return
+    changed = session.execute(
+        update(JobRow)
+        .where(JobRow.id == job.id, JobRow.state.in_(UNFINISHED_STATES))
+        .values(priority=priority)
+        .returning(JobRow.model)
+    ).one_or_none()
+    if changed is None:
+        raise Conflict(f"expected a job that has not ended, got one that is {job.state}")
+    (model,) = changed
+    if model is not None and job.service_class != ServiceClass.ONLINE:
+        shares.arrive(session, service_class=job.service_class, model=model, priority=priority, tenant=job.tenant)
+    session.execute(
+        update(ChunkRow)
+        .where(ChunkRow.job_id == job.id, ChunkRow.state.in_(BUSY_CHUNK_STATES))
+        .values(priority=priority)
+    )
 
 
 def _mark_expired(session: Session, job_id: int) -> bool:
@@ -231,7 +259,7 @@ def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
     rows = session.execute(
         text(
             "SELECT job_id, sum(num_completed), sum(num_failed), sum(prompt_tokens), sum(completion_tokens),"
-            " sum(cached_tokens), count(*) FILTER (WHERE state IN ('waiting', 'running'))"
+            " sum(cached_tokens), count(*) FILTER (WHERE state IN ('waiting', 'delayed', 'running'))"
             " FROM chunks WHERE job_id = ANY(:ids) GROUP BY job_id"
         ),
         {"ids": list(job_ids)},

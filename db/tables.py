@@ -205,7 +205,9 @@ class RequestRow(Row):
 class ChunkRow(Row):
     """A run of consecutive requests of a job. `attempt` is the fencing token: it rises with every claim.
     `num_handed_back` counts claims that ended by a shutdown and so are no attempts; `num_crashes` those during which
-    the engine died, and `suspect_crashes` how often in a row it died while `suspect_request` alone was running."""
+    the engine died, and `suspect_crashes` how often in a row it died while `suspect_request` alone was running.
+    `tenant` is the job's, `cost_tokens` the answer tokens that its requests ask for at most; `available_at` is when
+    the first of the requests that a `delayed` chunk waits for may be tried again."""
 
     __tablename__ = "chunks"
 
@@ -216,8 +218,11 @@ class ChunkRow(Row):
     num_requests: Mapped[int]
     model: Mapped[str]
     service_class: Mapped[str]
+    tenant: Mapped[str] = mapped_column(server_default=DEFAULT_TENANT)
     priority: Mapped[int] = mapped_column(SmallInteger)
+    cost_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     state: Mapped[str]
+    available_at: Mapped[datetime | None]
     owner: Mapped[str | None]
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
     num_handed_back: Mapped[int] = mapped_column(server_default=text("0"))
@@ -241,20 +246,73 @@ class ChunkRow(Row):
             "id",
             postgresql_where=text("state = 'waiting'"),
         ),
+        Index(
+            "ix_chunks_waiting_tenant",
+            "service_class",
+            "model",
+            "priority",
+            "tenant",
+            "id",
+            postgresql_where=text("state = 'waiting'"),
+        ),
         Index("ix_chunks_running", "id", postgresql_where=text("state = 'running'")),
+        Index("ix_chunks_delayed", "available_at", postgresql_where=text("state = 'delayed'")),
         {"postgresql_with": {"fillfactor": "70"}},
     )
 
 
+class TenantShareRow(Row):
+    """How many answer tokens a tenant was given among those that wait for the same model at the same priority: the
+    virtual time of start-time fair queueing. `started_tokens` is what it was when the last claim was made."""
+
+    __tablename__ = "tenant_shares"
+
+    service_class: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    used_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    started_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    used_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
+
+
+class PauseRow(Row):
+    """Nothing new is claimed of this model in this queue; `*` is every model, or either queue."""
+
+    __tablename__ = "pauses"
+
+    service_class: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    paused_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class RetryRow(Row):
+    """A request that failed in a way that another try may mend: how often, how last, and when it runs again. It stays
+    when the request has its outcome, so that its attempts can be read."""
+
+    __tablename__ = "retries"
+
+    job_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    index: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    num_attempts: Mapped[int]
+    code: Mapped[str]
+    message: Mapped[str]
+    retry_at: Mapped[datetime]
+
+
 class OutcomeRow(Row):
     """The one answer to a request. `status_code` 200: `body` is the response; another: `body` is OpenAI's error
-    object; NULL: it never ran, `body` is `{code, message}`. Seconds are the engine's, from arrival there."""
+    object; NULL: it never ran, `body` is `{code, message}`. `attempt`: that of the chunk when it was written, 0 where
+    it never ran. Seconds are the engine's, from arrival there."""
 
     __tablename__ = "outcomes"
 
     job_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     index: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     status_code: Mapped[int | None] = mapped_column(SmallInteger)
+    attempt: Mapped[int] = mapped_column(server_default=text("0"))
     body: Mapped[str]
     prompt_tokens: Mapped[int] = mapped_column(server_default=text("0"))
     completion_tokens: Mapped[int] = mapped_column(server_default=text("0"))

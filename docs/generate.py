@@ -58,7 +58,12 @@ output file, what never ran is in its error file.
 """
 CHUNK_STATES = """
 `running` means leased: to one worker, for a time, under an attempt number. A chunk goes from `running` back to
-`waiting` when its lease expires, or when a worker that shuts down or lost its engine hands it back.
+`waiting` when its lease expires, or when a worker that shuts down or lost its engine hands it back. A `delayed` chunk
+holds only requests that failed in a way that another try may mend; it waits until the first of them is due.
+"""
+REQUEST_STATES = """
+A request has no column for its state: its outcome is its state, or its row among the retries, which tells how often it
+was tried, what the last error was, and when it runs again. `unexecuted` is what a cancelled or expired job leaves.
 """
 TASKS = """
 Messages are JSON and name rows; they are wake-ups that may be lost or come twice, and PostgreSQL knows what is to be
@@ -185,7 +190,7 @@ def yes_or_no(value: bool) -> str:
 
 def states_page() -> str:
     return document(
-        "States of jobs and chunks",
+        "States of jobs, chunks and requests",
         STATES,
         "## Job",
         diagram("validating", job.JOB_MOVES),
@@ -193,6 +198,9 @@ def states_page() -> str:
         "## Chunk",
         diagram("waiting", job.CHUNK_MOVES),
         CHUNK_STATES,
+        "## Request",
+        diagram("waiting", job.REQUEST_MOVES),
+        REQUEST_STATES,
     )
 
 

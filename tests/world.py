@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from redis import Redis
 
-from core.job import ServiceClass
+from core.job import DEFAULT_PRIORITY, DEFAULT_TENANT, ServiceClass
 from core.openai.completion import CHAT_ENDPOINT
 from core.redis_url import client_url
 from core.settings import Settings
@@ -39,37 +39,54 @@ class World:
     def database(self) -> Database:
         return self.services.database
 
-    def upload(self, content: bytes, *, purpose: str = "batch") -> str:
+    def upload(self, content: bytes, *, purpose: str = "batch", tenant: str = DEFAULT_TENANT) -> str:
         file_id = new_file_id()
         num_bytes = self.services.files.write(file_id, [content])
         with self.database.begin() as session:
             files.add(
                 session,
-                FileRow(id=file_id, tenant="default", purpose=purpose, filename="in.jsonl", num_bytes=num_bytes),
+                FileRow(id=file_id, tenant=tenant, purpose=purpose, filename="in.jsonl", num_bytes=num_bytes),
             )
         return file_id
 
     def submit(
-        self, content: bytes, *, endpoint: str = CHAT_ENDPOINT, window: timedelta = timedelta(hours=24)
+        self,
+        content: bytes,
+        *,
+        endpoint: str = CHAT_ENDPOINT,
+        window: timedelta = timedelta(hours=24),
+        tenant: str = DEFAULT_TENANT,
+        priority: int = DEFAULT_PRIORITY,
     ) -> JobRow:
         """A batch that waits for its validation."""
         batch = NewBatch(
-            endpoint=endpoint, input_file_id=self.upload(content), completion_window="24h", expires_after=window
+            endpoint=endpoint,
+            input_file_id=self.upload(content, tenant=tenant),
+            completion_window="24h",
+            expires_after=window,
+            tenant=tenant,
+            priority=priority,
         )
         with self.database.begin() as session:
             return jobs.create_batch(session, batch)
 
     def start_job(self, num_requests: int, **named: object) -> JobRow:
-        """A validated batch of so many requests."""
-        job = self.submit(batch_file(range(num_requests)), **named)  # type: ignore[arg-type]
+        """A validated batch of so many requests; `named`: as of `submit`."""
+        return self.start(batch_file(range(num_requests)), **named)
+
+    def start(self, content: bytes, **named: object) -> JobRow:
+        """A validated batch; `named`: as of `submit`."""
+        job = self.submit(content, **named)  # type: ignore[arg-type]
         assert validate(self.services, job.public_id)
-        return self.job(job.public_id)
+        return self.job(job.public_id, tenant=job.tenant)
 
-    def job(self, public_id: str) -> JobRow:
+    def job(self, public_id: str, tenant: str = DEFAULT_TENANT) -> JobRow:
         with self.database.begin() as session:
-            return jobs.find(session, public_id, tenant="default")
+            return jobs.find(session, public_id, tenant=tenant)
 
-    def claim(self, owner: str = "worker-a", lease_seconds: float = 60.0) -> Lease | None:
+    def claim(
+        self, owner: str = "worker-a", lease_seconds: float = 60.0, *, takes_oldest: bool = False
+    ) -> Lease | None:
         with self.database.begin() as session:
             return chunks.claim(
                 session,
@@ -77,6 +94,7 @@ class World:
                 service_class=ServiceClass.BATCH.value,
                 models=[MODEL],
                 lease_seconds=lease_seconds,
+                takes_oldest=takes_oldest,
             )
 
     def write(self, lease: Lease, outcomes: Sequence[Outcome] = ()) -> chunks.WriteResult:
@@ -120,8 +138,9 @@ def batch_file(names: Sequence[object] | range) -> bytes:
     return b"".join(chat_line(f"row-{name}", f"question {name}") + b"\n" for name in names)
 
 
-def success(index: int, text: str = "an answer") -> Outcome:
-    return Outcome(index, 200, json.dumps({"answer": text}), prompt_tokens=3, completion_tokens=2)
+def success(index: int, text: str = "an answer", completion_tokens: int = 2) -> Outcome:
+    body = json.dumps({"answer": text})
+    return Outcome(index, 200, body, prompt_tokens=3, completion_tokens=completion_tokens)
 
 
 def failure(index: int) -> Outcome:

@@ -69,6 +69,9 @@ def _chunk_runner(
         write_interval_seconds=settings.write_interval_seconds,
         engine_wait_seconds=settings.engine_wait_seconds,
         max_request_crashes=settings.max_request_crashes,
+        max_request_attempts=settings.max_request_attempts,
+        retry_seconds=settings.retry_seconds,
+        oldest_claim_fraction=settings.oldest_claim_fraction,
     )
     return EngineChunkRunner(database, engine, options, stopping, relay)
 

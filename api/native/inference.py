@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from api.context import Context
 from api.native.bodies import InferenceBody
+from core.chunks import Cutter
 from core.errors import InvalidRequest, Unavailable
 from core.job import JobKind, JobState
 from core.openai.batchfile import BatchFileError, BatchReader
@@ -57,18 +58,20 @@ def _take_in(context: Context, session: Session, job: JobRow, body: InferenceBod
     settings = context.settings
     known = {row.name for row in models.list_served(session)}
     reader = BatchReader(endpoint=body.endpoint, max_rows=settings.max_batch_rows, known_models=known)
+    cutter = Cutter(settings.chunk_rows, settings.chunk_tokens)
     try:
-        num_requests = intake.copy_requests(session, job.id, reader.rows(_lines(body)))
+        num_requests = intake.copy_requests(session, job.id, reader.rows(_lines(body)), cutter)
     except BatchFileError as refused:
         first = refused.errors[0]
         place = "prompts" if body.prompts is not None else "requests"
         param = place if first.line is None else f"{place}[{first.line - 1}]"
         raise InvalidRequest(f"{param}: {first.message}", param=param, code=first.code) from refused
     assert reader.model is not None
-    intake.cut_chunks(session, job, model=reader.model, num_requests=num_requests, chunk_rows=settings.chunk_rows)
+    cuts = cutter.finish()
+    intake.add_chunks(session, job, reader.model, cuts)
     jobs.move(session, job.id, JobState.IN_PROGRESS, {"model": reader.model, "num_requests": num_requests})
     session.refresh(job)
-    return -(-num_requests // settings.chunk_rows)
+    return len(cuts)
 
 
 def _lines(body: InferenceBody) -> Iterator[bytes]:

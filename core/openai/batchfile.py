@@ -10,18 +10,22 @@ from dataclasses import dataclass, field
 import msgspec
 
 from core.errors import InvalidRequest, Unsupported
-from core.openai.completion import parse_body
+from core.openai.completion import CompletionRequest, parse_body
 
 MAX_LINE_ERRORS = 100
 MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_CUSTOM_ID_CHARACTERS = 512
+UNLIMITED_ANSWER_TOKENS = 128  # what a row that names no limit is taken to need
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRow:
+    """cost_tokens: answer tokens that it asks for at most, or a guess where it names no limit."""
+
     custom_id: str
     model: str
     body: str
+    cost_tokens: int = UNLIMITED_ANSWER_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +92,19 @@ class BatchReader:
 
     def _read(self, number: int, line: bytes) -> BatchRow | None:
         try:
-            parsed = _decoder.decode(line)
-            body = bytes(parsed.body)
+            envelope = _decoder.decode(line)
+            body = bytes(envelope.body)
             text = body.decode()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._note(*_explain_line(line, error), line=number)
             return None
         try:
-            self._check_envelope(parsed)
-            model = self._check_body(body)
+            self._check_envelope(envelope)
+            parsed = self._check_body(body)
         except InvalidRequest as error:
             self._note(error.code, error.message, number, error.param)
             return None
-        return BatchRow(parsed.custom_id, model, text)
+        return BatchRow(envelope.custom_id, parsed.model, text, _cost_tokens(parsed))
 
     def _check_envelope(self, line: _Line) -> None:
         if not 0 < len(line.custom_id) <= MAX_CUSTOM_ID_CHARACTERS:
@@ -126,15 +130,18 @@ class BatchReader:
                 code="invalid_url" if line.url.startswith("/v1/") else "invalid_endpoint",
             )
 
-    def _check_body(self, body: bytes) -> str:
+    def _check_body(self, body: bytes) -> CompletionRequest:
         try:
             parsed = parse_body(self.endpoint, body)
             if parsed.streaming is not None:
                 raise Unsupported("stream: a batch answers with a file; leave it out", param="stream")
-            model = parsed.model
         except InvalidRequest as error:
             param = "body" if error.param == "body" else f"body.{error.param}"
             raise InvalidRequest(error.message, param=param, code=error.code) from error
+        self._check_model(parsed.model)
+        return parsed
+
+    def _check_model(self, model: str) -> None:
         if self.model is None:
             if model not in self.known_models:
                 raise InvalidRequest(
@@ -149,7 +156,10 @@ class BatchReader:
                 param="body.model",
                 code="mismatched_model",
             )
-        return model
+
+
+def _cost_tokens(request: CompletionRequest) -> int:
+    return (request.sampling.max_tokens or UNLIMITED_ANSWER_TOKENS) * request.num_answers
 
 
 def _explain_line(line: bytes, error: Exception) -> tuple[str, str]:

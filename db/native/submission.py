@@ -10,9 +10,10 @@ from sqlalchemy import func, literal, select, update
 from sqlalchemy.orm import Session
 
 from core.errors import Conflict, InvalidRequest
-from core.job import TERMINAL_JOB_STATES, ChunkState, JobKind, JobState, ServiceClass
+from core.job import TERMINAL_JOB_STATES, JobKind, JobState, ServiceClass
+from db import jobs
 from db.jobs import new_public_id
-from db.tables import ChunkRow, JobRow
+from db.tables import JobRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +68,6 @@ def change(session: Session, job: JobRow, wanted: JobChange) -> None:
     deadline has passed."""
     _check_deadline(session, wanted.deadline)
     values: dict[str, Any] = {}
-    if wanted.priority is not None:
-        values["priority"] = wanted.priority
     if wanted.deadline is not None:
         values["expires_at"] = wanted.deadline
     if wanted.user_metadata is not None:
@@ -78,18 +77,10 @@ def change(session: Session, job: JobRow, wanted: JobChange) -> None:
     if session.execute(statement.values(values or {"state": JobRow.state})).scalar_one_or_none() is None:
         raise Conflict(f"expected a job that has not ended, got one that is {job.state}")
     if wanted.priority is not None:
-        _prioritize(session, job, wanted.priority)
+        jobs.set_priority(session, job, wanted.priority)
     session.refresh(job)
 
 
 def _check_deadline(session: Session, deadline: datetime | None) -> None:
     if deadline is not None and session.scalar(select(literal(deadline) <= func.clock_timestamp())):
         raise InvalidRequest(f"expected a deadline in the future, got {deadline.isoformat()}", param="deadline")
-
-
-def _prioritize(session: Session, job: JobRow, priority: int) -> None:
-    session.execute(
-        update(ChunkRow)
-        .where(ChunkRow.job_id == job.id, ChunkRow.state == ChunkState.WAITING.value)
-        .values(priority=priority)
-    )

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from celery import shared_task
 from sqlalchemy.orm import Session
 
+from core.chunks import Cutter
 from core.errors import MillraceError, NotFound
 from core.job import JobState
 from core.openai.batchfile import BatchFileError, BatchReader, LineError, split_lines
@@ -59,11 +60,10 @@ def _accept(services: Services, session: Session, job: JobRow) -> None:
     )
     assert job.input_file_id is not None
     lines = split_lines(services.files.read(job.input_file_id))
-    num_requests = intake.copy_requests(session, job.id, reader.rows(lines))
+    cutter = Cutter(services.settings.chunk_rows, services.settings.chunk_tokens)
+    num_requests = intake.copy_requests(session, job.id, reader.rows(lines), cutter)
     assert reader.model is not None
-    intake.cut_chunks(
-        session, job, model=reader.model, num_requests=num_requests, chunk_rows=services.settings.chunk_rows
-    )
+    intake.add_chunks(session, job, reader.model, cutter.finish())
     jobs.move(session, job.id, JobState.IN_PROGRESS, {"model": reader.model, "num_requests": num_requests})
     logger.info(
         "job %s has %d requests for %s",

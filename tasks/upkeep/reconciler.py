@@ -7,7 +7,7 @@ from datetime import timedelta
 from celery import shared_task
 
 from core.job import JobState
-from db import chunks, jobs
+from db import chunks, jobs, shares
 from tasks import dispatcher
 from tasks.messages import RECONCILE
 from tasks.queues import UPKEEP
@@ -15,6 +15,9 @@ from tasks.services import Services, current
 
 logger = logging.getLogger(__name__)
 
+# Workers of a node may be set to longer leases than this one; beyond it the time was another clock's.
+LONGEST_LEASES = 4
+FORGET_SHARES_AFTER = timedelta(hours=1)
 STUCK_AFTER = timedelta(seconds=10)
 UPKEEP_WINDOW = 16
 
@@ -25,14 +28,18 @@ def reconcile() -> None:
     take_back(services)
     expire_overdue(services)
     move_on(services)
+    keep_shares(services)
     dispatcher.refill(services)
 
 
 def take_back(services: Services) -> int:
     """Returns how many chunks lost their worker."""
+    lease_seconds = services.settings.lease_seconds
     with services.database.begin() as session:
+        chunks.clamp(session, lease_seconds=lease_seconds, longest_seconds=lease_seconds * LONGEST_LEASES)
         expired = chunks.expire(session)
         chunks.cancel_stopped(session)
+        chunks.wake_delayed(session)
     for _, job, index, attempt in expired:
         logger.warning(
             "chunk %d of job %s lost its worker (attempt %d); its unfinished requests run again",
@@ -53,6 +60,12 @@ def expire_overdue(services: Services) -> None:
                 job.public_id,
                 extra={"event": "job.expiring", "job": job.public_id},
             )
+
+
+def keep_shares(services: Services) -> None:
+    with services.database.begin() as session:
+        shares.restore(session)
+        shares.forget(session, older_than=FORGET_SHARES_AFTER)
 
 
 def move_on(services: Services) -> None:

@@ -267,9 +267,7 @@ def test_what_tenants_have_in_common_is_shared_within_a_tenant_alone(
 ) -> None:
     # Given a job of some tenant
     node.start_engine()
-    node.world.start_job(3)
-    with node.world.database.begin() as session:
-        session.execute(text("UPDATE jobs SET tenant = 'somebody'"))
+    node.world.start_job(3, tenant="somebody")
     sent: list[Generate] = []
     submit = EngineClient.submit
 

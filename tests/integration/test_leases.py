@@ -49,7 +49,7 @@ def test_the_highest_priority_is_claimed_first_then_the_oldest(world: World) -> 
     # Given
     old, urgent = world.start_job(10), world.start_job(10)
     with world.database.begin() as session:
-        session.execute(text("UPDATE chunks SET priority = 9 WHERE job_id = :id"), {"id": urgent.id})
+        jobs.set_priority(session, urgent, 9)
     # When
     order = [lease.job_id for lease in (world.claim(), world.claim()) if lease]
     # Then

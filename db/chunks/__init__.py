@@ -1,0 +1,34 @@
+"""Chunks: claiming them under a lease, writing outcomes under its fencing token, giving them back.
+
+Every write of a worker begins with an `UPDATE chunks … WHERE id, owner and attempt match`, which holds that row to the
+commit: a worker whose lease was taken finds no row, raises LeaseLost and has written nothing.
+"""
+
+from db.chunks.claiming import Backlog, backlog, claim
+from db.chunks.lease import Crash, Lease, Outcome, Request, Retry, WriteResult
+from db.chunks.leases import Held, Standing, clamp, expire, renew, standing
+from db.chunks.writing import cancel_stopped, delay, hand_back, unfinished, wake_delayed, write
+
+__all__ = [
+    "Backlog",
+    "Crash",
+    "Held",
+    "Lease",
+    "Outcome",
+    "Request",
+    "Retry",
+    "Standing",
+    "WriteResult",
+    "backlog",
+    "cancel_stopped",
+    "claim",
+    "clamp",
+    "delay",
+    "expire",
+    "hand_back",
+    "renew",
+    "standing",
+    "unfinished",
+    "wake_delayed",
+    "write",
+]

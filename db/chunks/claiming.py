@@ -1,0 +1,134 @@
+"""Which chunk a worker is given: by priority, then in fair shares between tenants, then by age; and what waits.
+
+Shares follow start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queuing", SIGCOMM 1996): among the tenants
+that wait for the same model at the same priority the one that was given the fewest answer tokens comes first, and is
+charged what its chunk asks for at most, once, however often the chunk is claimed; the end of the chunk makes it what it
+was. `db.shares` keeps the books.
+
+Ageing: a worker asks now and then (`takes_oldest`) for the chunk that has waited longest, whatever its priority, so the
+lowest priority moves too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from core.job import ServiceClass
+from db.chunks.lease import Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """names: `<job>#<chunk index>` of the best waiting chunks, best first."""
+
+    service_class: str
+    model: str
+    names: list[str]
+
+
+_OPEN_MODELS = """
+SELECT wanted.model FROM unnest(CAST(:models AS text[])) AS wanted(model)
+WHERE NOT EXISTS (SELECT FROM pauses WHERE pauses.service_class IN ('*', :service_class)
+                  AND pauses.model IN ('*', wanted.model))
+"""
+
+# People who wait are served in order: no shares, whose row all claims of a tenant would have to update one by one.
+_ONLINE_CANDIDATES = """
+    SELECT candidate.id, candidate.priority, 0 AS used_tokens FROM open
+    CROSS JOIN LATERAL (
+        SELECT id, priority FROM chunks
+        WHERE state = 'waiting' AND service_class = :service_class AND model = open.model
+        ORDER BY priority DESC, id LIMIT 64
+    ) AS candidate
+"""
+
+_SHARED_CANDIDATES = """
+    SELECT candidate.id, share.priority, share.used_tokens FROM open
+    JOIN tenant_shares AS share ON share.service_class = :service_class AND share.model = open.model
+    CROSS JOIN LATERAL (
+        SELECT id FROM chunks
+        WHERE state = 'waiting' AND service_class = :service_class AND model = share.model
+          AND priority = share.priority AND tenant = share.tenant
+        ORDER BY id LIMIT 16
+    ) AS candidate
+"""
+
+# One row is locked, the best that nobody else is claiming: locking one per tenant would take it from other claimers.
+_CLAIM = """
+WITH open AS ({open}), candidates AS ({candidates}), best AS (
+    SELECT chunks.id FROM chunks JOIN candidates ON candidates.id = chunks.id WHERE chunks.state = 'waiting'
+    ORDER BY CASE WHEN :takes_oldest THEN 0 ELSE candidates.priority END DESC,
+        CASE WHEN :takes_oldest THEN 0 ELSE candidates.used_tokens END, chunks.id
+    LIMIT 1 FOR UPDATE OF chunks SKIP LOCKED
+), claimed AS (
+    UPDATE chunks SET state = 'running', owner = :owner, attempt = attempt + 1,
+        lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
+    FROM best, jobs
+    WHERE chunks.id = best.id AND jobs.id = chunks.job_id
+    RETURNING chunks.id AS chunk_id, chunks.owner, chunks.attempt, chunks.job_id, jobs.public_id AS job_public_id,
+        chunks.tenant, chunks.index AS chunk_index, chunks.first_request, chunks.num_requests, chunks.model,
+        jobs.endpoint, chunks.num_crashes, chunks.suspect_request, chunks.suspect_crashes, chunks.service_class,
+        chunks.priority, chunks.cost_tokens
+){charge}
+SELECT chunk_id, owner, attempt, job_id, job_public_id, tenant, chunk_index, first_request, num_requests, model,
+    endpoint, num_crashes, suspect_request, suspect_crashes, service_class
+FROM claimed
+"""
+
+_CHARGE = """, charged AS (
+    UPDATE tenant_shares AS share SET started_tokens = share.used_tokens, used_at = clock_timestamp(),
+        used_tokens = share.used_tokens + CASE WHEN claimed.attempt = 1 THEN claimed.cost_tokens ELSE 0 END
+    FROM claimed
+    WHERE share.service_class = claimed.service_class AND share.model = claimed.model
+      AND share.priority = claimed.priority AND share.tenant = claimed.tenant
+)"""
+
+_CLAIM_ONLINE = text(_CLAIM.format(open=_OPEN_MODELS, candidates=_ONLINE_CANDIDATES, charge=""))
+_CLAIM_SHARED = text(_CLAIM.format(open=_OPEN_MODELS, candidates=_SHARED_CANDIDATES, charge=_CHARGE))
+
+_BACKLOG = text("""
+SELECT wanted.service_class, wanted.model, waiting.names
+FROM (SELECT DISTINCT c.service_class, p.model
+      FROM placements p CROSS JOIN (VALUES ('online'), ('batch')) AS c(service_class)) AS wanted
+CROSS JOIN LATERAL (
+    SELECT array_agg(best.name) AS names FROM (
+        SELECT jobs.public_id || '#' || chunks.index AS name
+        FROM chunks JOIN jobs ON jobs.id = chunks.job_id
+        WHERE chunks.state = 'waiting' AND chunks.service_class = wanted.service_class
+          AND chunks.model = wanted.model
+        ORDER BY chunks.priority DESC, chunks.id LIMIT :window) AS best) AS waiting
+WHERE waiting.names IS NOT NULL
+  AND NOT EXISTS (SELECT FROM pauses WHERE pauses.service_class IN ('*', wanted.service_class)
+                  AND pauses.model IN ('*', wanted.model))
+""")
+
+
+def claim(
+    session: Session,
+    *,
+    owner: str,
+    service_class: str,
+    models: Sequence[str],
+    lease_seconds: float,
+    takes_oldest: bool = False,
+) -> Lease | None:
+    """The best waiting chunk among these models, leased to `owner`; None when nothing waits, or all is paused."""
+    statement = _CLAIM_ONLINE if service_class == ServiceClass.ONLINE else _CLAIM_SHARED
+    values = {
+        "owner": owner,
+        "service_class": service_class,
+        "models": list(models),
+        "lease_seconds": lease_seconds,
+        "takes_oldest": takes_oldest,
+    }
+    row = session.execute(statement, values).one_or_none()
+    if row is None:
+        return None
+    return Lease(**row._mapping, lease_seconds=lease_seconds)
+
+
+def backlog(session: Session, *, window: int) -> list[Backlog]:
+    """What waits for each placed model and class that is not paused: its best chunks, `window` at most."""
+    return [Backlog(*row) for row in session.execute(_BACKLOG, {"window": window})]

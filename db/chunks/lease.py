@@ -1,0 +1,83 @@
+"""What a worker and the database tell each other about a claimed chunk. Plain values; knows no SQL."""
+
+from dataclasses import dataclass
+
+from core.errors import LeaseLost
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A claimed chunk: what to run and the token (owner, attempt) under which its outcomes are accepted."""
+
+    chunk_id: int
+    owner: str
+    attempt: int
+    job_id: int
+    job_public_id: str
+    tenant: str
+    chunk_index: int
+    first_request: int
+    num_requests: int
+    model: str
+    endpoint: str
+    num_crashes: int
+    suspect_request: int | None
+    suspect_crashes: int
+    service_class: str
+    lease_seconds: float
+
+    def lost(self) -> LeaseLost:
+        return LeaseLost(
+            f"chunk {self.chunk_index} of {self.job_public_id} is no longer leased to {self.owner} (attempt "
+            f"{self.attempt}): the lease expired and somebody else runs it; nothing of this attempt is written any more"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """num_attempts: how often it failed in a way that another try might mend."""
+
+    index: int
+    body: bytes
+    num_attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """status_code 200 with a response body, another with OpenAI's error object; seconds are the engine's."""
+
+    index: int
+    status_code: int
+    body: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    queue_seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    total_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A request that failed, is worth another try, and waits for it so long."""
+
+    index: int
+    num_attempts: int
+    code: str
+    message: str
+    delay_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """The engine died while requests of the chunk were running; `suspect_request` if it was only this one."""
+
+    suspect_request: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """is_done: every request of the chunk has its outcome. is_stopping: the job is being cancelled or has expired."""
+
+    is_done: bool
+    is_stopping: bool

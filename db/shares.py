@@ -1,0 +1,69 @@
+"""The books of fair shares: which tenants wait for a model at a priority, and how many answer tokens each was given.
+
+A tenant that comes back after a pause starts at the virtual time of those that stayed, so that nobody saves up.
+`db.chunks.claiming` charges what a chunk asks for at most; `settle` makes it what the chunk really took.
+"""
+
+from datetime import timedelta
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from core.job import DEFAULT_PRIORITY, DEFAULT_TENANT
+
+_ARRIVE = text("""
+INSERT INTO tenant_shares AS share (service_class, model, priority, tenant, used_tokens)
+SELECT :service_class, :model, :priority, :tenant, coalesce(max(started_tokens), 0) FROM tenant_shares
+WHERE service_class = :service_class AND model = :model AND priority = :priority
+ON CONFLICT (service_class, model, priority, tenant) DO UPDATE
+SET used_tokens = greatest(share.used_tokens, excluded.used_tokens), used_at = clock_timestamp()
+WHERE NOT EXISTS (
+    SELECT FROM chunks WHERE state = 'waiting' AND service_class = :service_class AND model = :model
+      AND priority = :priority AND tenant = :tenant)
+""")
+
+_SETTLE = text("""
+UPDATE tenant_shares AS share
+SET used_tokens = greatest(share.started_tokens, share.used_tokens + c.completion_tokens + c.num_failed - c.cost_tokens)
+FROM chunks AS c
+WHERE c.id = :chunk_id AND share.service_class = c.service_class AND share.model = c.model
+  AND share.priority = c.priority AND share.tenant = c.tenant
+""")
+
+# The release before this one cuts chunks without asking for a share; they belong to the default tenant.
+_RESTORE = text("""
+INSERT INTO tenant_shares (service_class, model, priority, tenant, used_tokens)
+SELECT 'batch', placed.model, :priority, :tenant, coalesce((
+    SELECT max(started_tokens) FROM tenant_shares AS share
+    WHERE share.service_class = 'batch' AND share.model = placed.model AND share.priority = :priority), 0)
+FROM (SELECT DISTINCT model FROM placements) AS placed
+ON CONFLICT DO NOTHING
+""")
+
+_FORGET = text("""
+DELETE FROM tenant_shares AS share WHERE used_at < clock_timestamp() - :older_than AND NOT EXISTS (
+    SELECT FROM chunks WHERE chunks.service_class = share.service_class AND chunks.model = share.model
+      AND chunks.priority = share.priority AND chunks.tenant = share.tenant
+      AND chunks.state IN ('waiting', 'running', 'delayed'))
+""")
+
+
+def arrive(session: Session, *, service_class: str, model: str, priority: int, tenant: str) -> None:
+    """Call it before the chunks of a job become visible: a tenant without a share is not served."""
+    values = {"service_class": service_class, "model": model, "priority": priority, "tenant": tenant}
+    session.execute(_ARRIVE, values)
+
+
+def settle(session: Session, chunk_id: int) -> None:
+    """Replaces what the chunk might have taken by the answer tokens it took; one for a failed request."""
+    session.execute(_SETTLE, {"chunk_id": chunk_id})
+
+
+def restore(session: Session) -> None:
+    """Makes sure that chunks which the release before cut are served."""
+    session.execute(_RESTORE, {"priority": DEFAULT_PRIORITY, "tenant": DEFAULT_TENANT})
+
+
+def forget(session: Session, *, older_than: timedelta) -> None:
+    """Removes the shares of tenants that have nothing to run and were not served for so long."""
+    session.execute(_FORGET, {"older_than": older_than})

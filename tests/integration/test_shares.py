@@ -1,0 +1,223 @@
+"""Who is served next: priorities, fair shares between tenants, ageing, pauses."""
+
+import itertools
+
+import pytest
+from sqlalchemy import text
+
+from core.errors import Conflict
+from core.job import JobState
+from db import chunks, jobs, pauses, shares
+from db.chunks import Lease
+from tasks.upkeep import reconciler
+from tasks.upkeep.intake import validate
+from tests.world import MODEL, World, chat_line, success
+
+WINDOW = 20
+
+
+def rows_of(name: str, count: int, max_tokens: int) -> bytes:
+    return b"".join(chat_line(f"{name}-{index}", max_tokens=max_tokens) + b"\n" for index in range(count))
+
+
+def finish(world: World, lease: Lease, tokens_each: int) -> None:
+    indices = range(lease.first_request, lease.first_request + lease.num_requests)
+    assert world.write(lease, [success(index, completion_tokens=tokens_each) for index in indices]).is_done
+
+
+def serve(world: World, sizes: dict[str, int], num_claims: int) -> list[tuple[str, int]]:
+    """Runs so many chunks, each to its end: (tenant, answer tokens) of each. sizes: tokens that a row really takes."""
+    served = []
+    for _ in range(num_claims):
+        lease = world.claim()
+        assert lease is not None
+        finish(world, lease, sizes[lease.tenant])
+        served.append((lease.tenant, sizes[lease.tenant] * lease.num_requests))
+    return served
+
+
+def fractions(served: list[tuple[str, int]], tenant: str) -> list[float]:
+    """The tenant's share of the answer tokens in every window of 20 chunks."""
+    windows = [served[start : start + WINDOW] for start in range(len(served) - WINDOW + 1)]
+    return [
+        sum(tokens for name, tokens in window if name == tenant) / sum(tokens for _, tokens in window)
+        for window in windows
+    ]
+
+
+def test_a_tenant_with_one_small_job_is_not_behind_the_million_rows_of_another(world: World) -> None:
+    # Given
+    world.start_job(400, tenant="large")
+    world.start_job(10, tenant="small")
+    # When
+    order = [lease.tenant for lease in (world.claim(), world.claim()) if lease]
+    # Then
+    assert sorted(order) == ["large", "small"]
+
+
+@pytest.mark.parametrize(
+    ("small_rows", "small_jobs", "large_tokens", "small_tokens"),
+    [(300, 1, 40, 40), (20, 15, 40, 40), (600, 1, 100, 40), (30, 10, 25, 100)],
+)
+def test_two_tenants_get_equal_shares_of_the_tokens_in_any_twenty_chunks(
+    world: World, small_rows: int, small_jobs: int, large_tokens: int, small_tokens: int
+) -> None:
+    # Given one tenant with one large job, another with several, rows of different sizes
+    world.start(rows_of("a", 600, large_tokens), tenant="large")
+    for number in range(small_jobs):
+        world.start(rows_of(f"b{number}", small_rows, small_tokens), tenant="small")
+    # When
+    served = serve(world, {"large": large_tokens, "small": small_tokens}, 56)
+    # Then
+    shares_of_small = fractions(served, "small")
+    assert min(shares_of_small) >= 0.4
+    assert max(shares_of_small) <= 0.6
+
+
+def test_answers_that_end_early_are_charged_as_what_they_were(world: World) -> None:
+    # Given rows that ask for as much, but those of one tenant take a quarter of it
+    world.start(rows_of("a", 600, 40), tenant="long")
+    world.start(rows_of("b", 600, 40), tenant="short")
+    # When
+    served = serve(world, {"long": 40, "short": 10}, 60)
+    # Then
+    shares_of_short = fractions(served, "short")
+    assert min(shares_of_short) >= 0.4
+    assert max(shares_of_short) <= 0.6
+
+
+def test_a_tenant_that_was_away_has_saved_nothing_up(world: World) -> None:
+    # Given one who was served alone for long
+    world.start_job(1000, tenant="busy")
+    serve(world, {"busy": 2}, 30)
+    # When another comes
+    world.start_job(300, tenant="late")
+    served = serve(world, {"busy": 2, "late": 2}, 20)
+    # Then they take turns
+    assert 8 <= sum(name == "late" for name, _ in served) <= 12
+
+
+def test_a_higher_priority_goes_first_whatever_its_tenant_was_given(world: World) -> None:
+    # Given
+    world.start_job(50, tenant="a")
+    world.start_job(50, tenant="b", priority=9)
+    # When
+    order = [lease.tenant for lease in (world.claim() for _ in range(10)) if lease]
+    # Then
+    assert order == ["b"] * 5 + ["a"] * 5
+
+
+def test_raising_a_priority_takes_effect_on_what_has_not_started(world: World) -> None:
+    # Given
+    first, second = world.start_job(30), world.start_job(30)
+    running = world.claim()
+    assert running is not None
+    # When
+    with world.database.begin() as session:
+        jobs.set_priority(session, second, 7)
+    # Then
+    order = [lease.job_id for lease in (world.claim() for _ in range(5)) if lease]
+    assert order == [second.id] * 3 + [first.id] * 2
+    # When the one that had started comes back
+    with world.database.begin() as session:
+        jobs.set_priority(session, first, 8)
+        chunks.hand_back(session, running)
+    lease = world.claim()
+    # Then
+    assert lease is not None
+    assert lease.chunk_id == running.chunk_id
+
+
+def test_the_priority_of_a_job_that_waits_for_validation_counts_when_it_starts(world: World) -> None:
+    # Given
+    world.start_job(20)
+    late = world.submit(rows_of("late", 10, 4))
+    with world.database.begin() as session:
+        jobs.set_priority(session, late, 9)
+    # When
+    assert validate(world.services, late.public_id)
+    lease = world.claim()
+    # Then
+    assert lease is not None
+    assert lease.job_id == late.id
+
+
+def test_the_priority_of_a_job_that_has_ended_cannot_be_changed(world: World) -> None:
+    # Given
+    job = world.start_job(10)
+    with world.database.begin() as session:
+        jobs.move(session, job.id, JobState.CANCELLING)
+        jobs.move(session, job.id, JobState.CANCELLED)
+    # When / Then
+    with world.database.begin() as session, pytest.raises(Conflict):
+        jobs.set_priority(session, job, 1)
+
+
+def test_now_and_then_the_oldest_goes_first_so_that_the_lowest_priority_moves(world: World) -> None:
+    # Given
+    low = world.start_job(20, priority=0)
+    world.start_job(100, priority=9)
+    # When
+    lease = world.claim(takes_oldest=True)
+    # Then
+    assert lease is not None
+    assert lease.job_id == low.id
+
+
+@pytest.mark.parametrize(("service_class", "model"), list(itertools.product(("*", "batch"), ("*", MODEL))))
+def test_what_is_paused_is_neither_claimed_nor_announced_until_it_is_resumed(
+    world: World, service_class: str, model: str
+) -> None:
+    # Given
+    world.start_job(10)
+    with world.database.begin() as session:
+        pauses.pause(session, service_class=service_class, model=model)
+        pauses.pause(session, service_class=service_class, model=model)
+    # When / Then
+    assert world.claim() is None
+    with world.database.begin() as session:
+        assert chunks.backlog(session, window=8) == []
+        assert [(row.service_class, row.model) for row in pauses.list_pauses(session)] == [(service_class, model)]
+    # When
+    with world.database.begin() as session:
+        assert pauses.resume(session, service_class=service_class, model=model) == 1
+    # Then
+    assert world.claim() is not None
+
+
+def test_a_pause_of_another_queue_or_model_changes_nothing(world: World) -> None:
+    # Given
+    world.start_job(10)
+    with world.database.begin() as session:
+        pauses.pause(session, service_class="online")
+        pauses.pause(session, model="another/model")
+    # When / Then
+    assert world.claim() is not None
+
+
+def test_shares_of_tenants_without_work_are_forgotten_and_those_with_work_are_kept(world: World) -> None:
+    # Given
+    world.start_job(10, tenant="done")
+    serve(world, {"done": 2}, 1)
+    world.start_job(10, tenant="waits")
+    with world.database.begin() as session:
+        session.execute(text("UPDATE tenant_shares SET used_at = now() - interval '2 hours'"))
+    # When
+    reconciler.reconcile()
+    # Then
+    with world.database.begin() as session:
+        kept = session.execute(text("SELECT tenant FROM tenant_shares WHERE tenant <> 'default'")).scalars().all()
+    assert kept == ["waits"]
+
+
+def test_chunks_that_the_release_before_cut_are_served(world: World) -> None:
+    # Given
+    world.start_job(10)
+    with world.database.begin() as session:
+        session.execute(text("DELETE FROM tenant_shares"))
+    assert world.claim() is None
+    # When
+    with world.database.begin() as session:
+        shares.restore(session)
+    # Then
+    assert world.claim() is not None
