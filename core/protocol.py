@@ -28,6 +28,10 @@ MODEL_READY = "ready"
 MODEL_UNLOADED = "unloaded"
 MODEL_FAILED = "failed"
 
+GENERATOR = "generator"
+EMBEDDER = "embedder"
+ANYTHING = "anything"
+
 BULK_PRIORITY = 0
 ONLINE_PRIORITY = 10
 
@@ -243,6 +247,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """state: `loading`, `ready`, `unloaded` (loads at its first request) or `failed` (tried again later; see `error`).
 
     context_tokens: prompt and answer together.
+    kind: `generator` answers prompts, `embedder` embeds texts, `anything` does both; empty while it is not known.
     """
 
     name: str
@@ -250,6 +255,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     context_tokens: int = 0
     weight_bytes: int = 0
     error: str = ""
+    kind: str = ""
 
 
 class Phase(msgspec.Struct, frozen=True):

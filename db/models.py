@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, case, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -17,14 +17,19 @@ def place(session: Session, *, node: str, devices: Sequence[str], sources: Mappi
     """Replaces what a node says it serves: every model (name -> source) on each of its devices."""
     for name, source in sources.items():
         row = insert(ModelRow).values(name=name, source=source)
-        session.execute(row.on_conflict_do_update(index_elements=["name"], set_={"source": source}))
+        kind = case((ModelRow.source == source, ModelRow.kind))  # of another source it is not known yet
+        session.execute(row.on_conflict_do_update(index_elements=["name"], set_={"source": source, "kind": kind}))
     session.execute(delete(PlacementRow).where(PlacementRow.node == node))
     session.add_all(PlacementRow(node=node, device=device, model=name) for device in devices for name in sources)
     session.flush()
 
 
-def refresh(session: Session, *, node: str, device: str) -> None:
-    """Says that the models of a device are still served."""
+def refresh(session: Session, *, node: str, device: str, kinds: Mapping[str, str] | None = None) -> None:
+    """Says that the models of a device are still served. kinds: name -> what its engine says of it, where that is
+    known."""
+    for name, kind in (kinds or {}).items():
+        is_news = (ModelRow.name == name) & ModelRow.kind.is_distinct_from(kind)
+        session.execute(update(ModelRow).where(is_news).values(kind=kind))
     session.execute(
         update(PlacementRow)
         .where(PlacementRow.node == node, PlacementRow.device == device)
@@ -42,7 +47,6 @@ def list_served(session: Session) -> Sequence[ModelRow]:
     return session.scalars(select(ModelRow).where(is_placed).order_by(ModelRow.name)).all()
 
 
-def is_served(session: Session, name: str) -> bool:
-    return (
-        session.scalar(select(PlacementRow.model).where(PlacementRow.model == name, _is_recent()).limit(1)) is not None
-    )
+def find_served(session: Session, name: str) -> ModelRow | None:
+    is_placed = exists().where(PlacementRow.model == name, _is_recent())
+    return session.scalar(select(ModelRow).where(ModelRow.name == name, is_placed))

@@ -86,12 +86,13 @@ class IdempotencyKeyRow(Row):
 
 
 class ModelRow(Row):
-    """A model by the name that requests use."""
+    """A model by the name that requests use. `kind`: what engines report of it; NULL while none has loaded it."""
 
     __tablename__ = "models"
 
     name: Mapped[str] = mapped_column(primary_key=True)
     source: Mapped[str]
+    kind: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

@@ -62,5 +62,6 @@ CODES = (
     ("too_many_requests", REFUSED, "The file has more requests than one batch may have."),
     ("unavailable", HTTP, "PostgreSQL, Redis or an engine is away; try again after `Retry-After` seconds."),
     ("unknown_url", HTTP, "There is no such route."),
+    ("unsupported_model", f"{HTTP}, {REFUSED}", "The model does not do this: an embedder asked for an answer, say."),
     ("unsupported_parameter", f"{HTTP}, {REFUSED}, {ROW}", "Understood, but not offered; the message says what is."),
 )

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import msgspec
 
 from core.errors import ConfigurationError, MillraceError
-from core.protocol import Delta, Embed, Embedded, Finished, Generate, Timing, Usage
+from core.protocol import ANYTHING, Delta, Embed, Embedded, Finished, Generate, Timing, Usage
 from engine.runtime import Arrival, Gauges, Key, Reply, check_prompt, failed
 from engine.sampling.limits import check_sampling
 
@@ -34,6 +34,8 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 class NullModel:
+    kind: str = ANYTHING
+
     def __init__(
         self,
         delay_seconds: float,

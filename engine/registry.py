@@ -20,6 +20,7 @@ from core.protocol import (
     ONLINE_PRIORITY,
     ModelStatus,
 )
+from engine.embedding.kind import told_kind
 from engine.intake import Intake
 from engine.runtime import Runtime
 
@@ -35,6 +36,7 @@ class HostedModel:
     """error, retry_seconds: of the last failure, and the clock reading before which requests do not try again.
 
     is_wanted: false once it was unloaded while it was loading.
+    kind: as its files tell, or as it turned out to be; empty while that is not known.
     used_seconds: of the device, by which turns are taken. was_ready: whether it had something to do in the last turn.
     """
 
@@ -46,13 +48,16 @@ class HostedModel:
     error: MillraceError | None = None
     retry_seconds: float = 0.0
     is_wanted: bool = True
+    kind: str = ""
     used_seconds: float = 0.0
     was_ready: bool = False
 
     def status(self) -> ModelStatus:
         if self.runtime is not None:
-            return ModelStatus(self.name, self.state, self.runtime.context_tokens, self.runtime.weight_bytes)
-        return ModelStatus(self.name, self.state, error="" if self.error is None else self.error.message)
+            size = (self.runtime.context_tokens, self.runtime.weight_bytes)
+            return ModelStatus(self.name, self.state, *size, kind=self.kind)
+        error = "" if self.error is None else self.error.message
+        return ModelStatus(self.name, self.state, error=error, kind=self.kind)
 
     def failure(self) -> ModelFailure:
         assert self.error is not None
@@ -83,7 +88,7 @@ class Registry:
     def __init__(
         self, sources: Mapping[str, str], load: Loader, post: Callable[[Loaded], None], clock: Callable[[], float]
     ) -> None:
-        self.models = {name: HostedModel(name, source) for name, source in sources.items()}
+        self.models = {name: HostedModel(name, source, kind=told_kind(source)) for name, source in sources.items()}
         self._load = load
         self._post = post
         self._clock = clock
@@ -119,6 +124,7 @@ class Registry:
             logger.error("%s is not served: %s", model.name, loaded.outcome.message)
         else:
             model.state, model.runtime, model.error = MODEL_READY, loaded.outcome, None
+            model.kind = loaded.outcome.kind
             if not model.is_wanted:
                 self.unload(model)
         return model

@@ -65,6 +65,11 @@ class Gauges:
 
 class Runtime(Protocol):
     @property
+    def kind(self) -> str:
+        """What it does, as in `ModelStatus`."""
+        ...
+
+    @property
     def context_tokens(self) -> int: ...
 
     @property

@@ -33,6 +33,10 @@ class ChunkRunner(Protocol):
         """Claims the best waiting chunk of this class and runs it. None when nothing waits or no engine is ready."""
         ...
 
+    def model_kinds(self) -> dict[str, str]:
+        """Model -> kind, as in `core.protocol.ModelStatus`, where the engine knows it."""
+        ...
+
     def close(self) -> None:
         """Lets go of the engine."""
         ...

@@ -1,3 +1,3 @@
 """Fixtures that more than one folder of tests uses, by subject."""
 
-pytest_plugins = ["tests.servers", "tests.world", "tests.serving", "tests.builtin_model"]
+pytest_plugins = ["tests.servers", "tests.world", "tests.serving", "tests.answering", "tests.builtin_model"]

@@ -4,6 +4,7 @@ import queue
 from typing import Any
 
 from core.protocol import (
+    ANYTHING,
     ClientMessage,
     DeviceReading,
     EngineMessage,
@@ -31,6 +32,7 @@ class Stepper:
     """A runtime that answers a request at its third step and writes down what happens. What it holds back has not begun
     when bulk work is held."""
 
+    kind: str = ANYTHING
     context_tokens = 0
     weight_bytes = 0
     num_slots = 4

@@ -89,7 +89,7 @@ def _start(**_: Any) -> None:
     built = build_services(settings, _stopping)
     services.install(built)
     if built.chunks is not None:
-        _presences.append(Presence(built.database, settings.node_name, settings.device))
+        _presences.append(Presence(built.database, settings.node_name, settings.device, built.chunks.model_kinds))
         _presences[-1].start()
 
 

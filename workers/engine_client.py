@@ -91,6 +91,10 @@ class EngineClient:
         """What the engine said last; None while it is away."""
         return self._hello
 
+    def kinds(self) -> dict[str, str]:
+        """Model -> kind, where the engine knows it."""
+        return {model.name: model.kind for model in self._hello.models if model.kind} if self._hello else {}
+
     def wait_ready(self, timeout_seconds: float) -> Hello | None:
         """Waits until the engine is there with a model that is not just being loaded; None when it is not in time."""
         with self._changed:

@@ -3,6 +3,7 @@ ever."""
 
 import logging
 import threading
+from collections.abc import Callable, Mapping
 
 from core.errors import MillraceError
 from db import models
@@ -11,15 +12,27 @@ from db.connection import Database
 logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 30.0
+HURRY_SECONDS = 1.0  # while the engine has not said yet what its models are
 
 
 class Presence:
     """A thread of a worker; `close()` ends it. PostgreSQL may be away: the next turn says it again."""
 
-    def __init__(self, database: Database, node: str, device: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        node: str,
+        device: str,
+        kinds: Callable[[], Mapping[str, str]],
+        *,
+        hurry_seconds: float = HURRY_SECONDS,
+    ) -> None:
+        """kinds: name -> kind of the models of which the engine knows it."""
         self._database = database
         self._node = node
         self._device = device
+        self._kinds = kinds
+        self._hurry_seconds = hurry_seconds
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
 
@@ -32,13 +45,14 @@ class Presence:
 
     def _run(self) -> None:
         while True:
-            self._say()
-            if self._is_closing.wait(INTERVAL_SECONDS):
+            kinds = self._kinds()
+            self._say(kinds)
+            if self._is_closing.wait(INTERVAL_SECONDS if kinds else self._hurry_seconds):
                 return
 
-    def _say(self) -> None:
+    def _say(self, kinds: Mapping[str, str]) -> None:
         try:
             with self._database.begin() as session:
-                models.refresh(session, node=self._node, device=self._device)
+                models.refresh(session, node=self._node, device=self._device, kinds=kinds)
         except MillraceError as error:
             logger.warning("could not say that %s is there: %s", self._device, error)

@@ -15,7 +15,7 @@ from api.idempotency import Once
 from api.openai.files import MAX_EXPIRY_SECONDS, MIN_EXPIRY_SECONDS
 from core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from core.job import DEFAULT_PRIORITY, MAX_PRIORITY, MIN_PRIORITY, TERMINAL_JOB_STATES, JobState
-from core.openai.completion import ENDPOINTS
+from core.openai.request import ENDPOINTS
 from db import files, idempotency, jobs
 from db.jobs import NewBatch, Progress
 from db.tables import JobRow

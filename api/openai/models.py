@@ -23,9 +23,9 @@ def list_models(context: Ctx, tenant: Tenant) -> dict[str, Any]:
 @router.get("/{name:path}", summary="Show a model", dependencies=[READ])
 def get_model(context: Ctx, tenant: Tenant, name: str) -> dict[str, Any]:
     with context.database.begin() as session:
-        for row in models.list_served(session):
-            if row.name == name:
-                return model_object(row)
+        row = models.find_served(session, name)
+    if row is not None:
+        return model_object(row)
     raise NotFound(f"model {name!r} is not served here; GET /v1/models lists those that are", code="model_not_found")
 
 

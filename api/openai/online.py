@@ -19,7 +19,8 @@ from api.errors import SERVER_ERROR, error_response
 from api.prompts import count_prompt_tokens
 from core.errors import Interrupted, InvalidRequest, NotFound, Unsupported
 from core.job import TERMINAL_JOB_STATES, JobState, ServiceClass
-from core.openai.completion import parse_body
+from core.openai.completion import CompletionRequest
+from core.openai.request import check_kind, parse_request
 from db import idempotency, jobs, models, results
 from db.idempotency import Key
 from db.jobs import NewOnlineRequest
@@ -67,10 +68,11 @@ def _response(outcome: OutcomeRow | None) -> Response:
 
 
 def _submit(context: Context, tenant: str, endpoint: str, body: bytes, once: Key | None) -> JobRow:
-    parsed = parse_body(endpoint, body)
+    parsed = parse_request(endpoint, body)
     if parsed.streaming is not None:
         raise Unsupported("stream=True is not offered; leave it out", param="stream")
-    count_prompt_tokens(context, parsed.model, parsed)
+    if isinstance(parsed, CompletionRequest):
+        count_prompt_tokens(context, parsed.model, parsed)
     lifetime = timedelta(seconds=context.settings.online_timeout_seconds + EXPIRY_MARGIN_SECONDS)
     online = NewOnlineRequest(
         endpoint=endpoint, model=parsed.model, body=body.decode(), expires_after=lifetime, tenant=tenant
@@ -79,12 +81,7 @@ def _submit(context: Context, tenant: str, endpoint: str, body: bytes, once: Key
         earlier = _earlier(session, tenant, once)
         if earlier is not None:
             return earlier
-        if not models.is_served(session, parsed.model):
-            raise NotFound(
-                f"model {parsed.model!r} is not served here; GET /v1/models lists those that are",
-                param="model",
-                code="model_not_found",
-            )
+        check_model(session, endpoint, parsed.model)
         job = jobs.create_online(session, online)
         idempotency.remember(session, once, job.public_id)
         return job
@@ -100,6 +97,18 @@ def _earlier(session: Session, tenant: str, once: Key | None) -> JobRow | None:
     has_answer = outcome is not None and outcome.status_code is not None
     is_running = job.ending is None and JobState(job.state) not in TERMINAL_JOB_STATES
     return job if has_answer or is_running else None
+
+
+def check_model(session: Session, endpoint: str, name: str) -> None:
+    """Raises NotFound where no engine serves it, InvalidRequest where it is of another kind."""
+    model = models.find_served(session, name)
+    if model is None:
+        raise NotFound(
+            f"model {name!r} is not served here; GET /v1/models lists those that are",
+            param="model",
+            code="model_not_found",
+        )
+    check_kind(endpoint, name, model.kind)
 
 
 async def _wait(context: Context, request: Request, job: JobRow) -> OutcomeRow | None:

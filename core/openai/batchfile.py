@@ -4,13 +4,14 @@ A file is refused whole on the first bad set of lines; up to `MAX_LINE_ERRORS` a
 Memory is that of one line plus the custom_ids seen.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
 from core.errors import InvalidRequest, Unsupported
-from core.openai.completion import CompletionRequest, parse_body
+from core.openai.embedding import EmbeddingRequest
+from core.openai.request import InferenceRequest, check_kind, parse_request
 
 MAX_LINE_ERRORS = 100
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -63,6 +64,7 @@ class BatchReader:
     endpoint: str
     max_rows: int
     known_models: Collection[str]
+    model_kinds: Mapping[str, str | None] = field(default_factory=dict)
     model: str | None = None
     _seen: set[str] = field(default_factory=set)
     _errors: list[LineError] = field(default_factory=list)
@@ -130,9 +132,9 @@ class BatchReader:
                 code="invalid_url" if line.url.startswith("/v1/") else "invalid_endpoint",
             )
 
-    def _check_body(self, body: bytes) -> CompletionRequest:
+    def _check_body(self, body: bytes) -> InferenceRequest:
         try:
-            parsed = parse_body(self.endpoint, body)
+            parsed = parse_request(self.endpoint, body)
             if parsed.streaming is not None:
                 raise Unsupported("stream: a batch answers with a file; leave it out", param="stream")
         except InvalidRequest as error:
@@ -149,6 +151,7 @@ class BatchReader:
                     param="body.model",
                     code="model_not_found",
                 )
+            check_kind(self.endpoint, model, self.model_kinds.get(model))
             self.model = model
         elif model != self.model:
             raise InvalidRequest(
@@ -158,7 +161,10 @@ class BatchReader:
             )
 
 
-def _cost_tokens(request: CompletionRequest) -> int:
+def _cost_tokens(request: InferenceRequest) -> int:
+    """To embed an input costs about as much as an answer token."""
+    if isinstance(request, EmbeddingRequest):
+        return len(request.texts or request.token_ids or ())
     return (request.sampling.max_tokens or UNLIMITED_ANSWER_TOKENS) * request.num_answers
 
 

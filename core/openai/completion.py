@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from core.errors import InvalidRequest, Unsupported
+from core.openai.decoding import decode
 from core.protocol import Generate, Sampling
 
 CHAT_ENDPOINT = "/v1/chat/completions"
@@ -163,28 +164,13 @@ class CompletionRequest:
 
 def parse_body(endpoint: str, body: bytes) -> CompletionRequest:
     """Raises InvalidRequest naming the field that is wrong, Unsupported for what is not offered."""
-    try:
-        if endpoint == CHAT_ENDPOINT:
-            return _from_chat(_chat_decoder.decode(body))
-        if endpoint == TEXT_ENDPOINT:
-            return _from_text(_text_decoder.decode(body))
-    except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at ")
-        field = _field(reason, path)
-        raise InvalidRequest(f"{field}: {reason}", param=field, code="invalid_type") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"body: expected a JSON object: {error}", param="body", code="invalid_json") from error
+    if endpoint == CHAT_ENDPOINT:
+        return _from_chat(decode(_chat_decoder, body))
+    if endpoint == TEXT_ENDPOINT:
+        return _from_text(decode(_text_decoder, body))
     raise InvalidRequest(
         f"expected an endpoint of {', '.join(ENDPOINTS)}, got {endpoint!r}", param="endpoint", code="invalid_endpoint"
     )
-
-
-def _field(reason: str, path: str) -> str:
-    """`$.temperature` -> `temperature`; a missing field stands in the reason."""
-    if path:
-        return path.strip("`$.").strip("`") or "body"
-    _, _, quoted = reason.partition("required field `")
-    return quoted.rstrip("`") or "body"
 
 
 def _from_chat(body: _ChatBody) -> CompletionRequest:

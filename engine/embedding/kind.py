@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from core.protocol import EMBEDDER, GENERATOR
+
 _GENERATES = ("CausalLM", "LMHeadModel", "ConditionalGeneration")
 
 
@@ -14,6 +16,14 @@ def holds_embedder(source: str) -> bool:
     from transformers.utils.hub import cached_file  # torch; seconds
 
     return cached_file(source, "modules.json", _raise_exceptions_for_missing_entries=False) is not None
+
+
+def told_kind(source: str) -> str:
+    """What the files of a directory tell before it is loaded; empty where there are none to look at."""
+    directory = Path(source).expanduser()
+    if not (directory / "config.json").is_file() and not (directory / "modules.json").is_file():
+        return ""
+    return EMBEDDER if is_embedder(directory) else GENERATOR
 
 
 def is_embedder(directory: Path) -> bool:

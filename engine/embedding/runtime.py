@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import ContextLengthExceeded, InvalidRequest, MillraceError, ModelFailure
-from core.protocol import ONLINE_PRIORITY, Embed, Embedded, Timing, Usage
+from core.protocol import EMBEDDER, ONLINE_PRIORITY, Embed, Embedded, Timing, Usage
 from engine.embedding.pile import Input, Pile
 from engine.generation.flights import DeviceLost
 from engine.generation.meter import StepMeter
@@ -66,6 +66,8 @@ class _Request:
 
 
 class EmbeddingRuntime:
+    kind: str = EMBEDDER
+
     def __init__(
         self, name: str, encoder: Encoding, limits: BatchLimits, clock: Callable[[], float] = time.monotonic
     ) -> None:

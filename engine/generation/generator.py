@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from core.errors import MillraceError, Overloaded
+from core.protocol import GENERATOR
 from engine.generation.answers import Answers, ModelFacts
 from engine.generation.execution import Sampled, StepRunner
 from engine.generation.flights import FailedLate, Flights
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 class Generator:
     """answers: what the tokens become. clock: seconds, monotonic, the one that arrivals are stamped with."""
+
+    kind: str = GENERATOR
 
     def __init__(
         self,

@@ -53,10 +53,12 @@ def validate(services: Services, public_id: str) -> bool:
 
 
 def _accept(services: Services, session: Session, job: JobRow) -> None:
+    kinds = {row.name: row.kind for row in models.list_served(session)}
     reader = BatchReader(
         endpoint=job.endpoint or "",
         max_rows=services.settings.max_batch_rows,
-        known_models={row.name for row in models.list_served(session)},
+        known_models=kinds,
+        model_kinds=kinds,
     )
     assert job.input_file_id is not None
     lines = split_lines(services.files.read(job.input_file_id))

@@ -267,11 +267,11 @@ def test_bad_calls_get_an_answer_in_the_shape_of_openai(millrace: Millrace) -> N
     with pytest.raises(openai.NotFoundError, match="file-nobody"):
         client.batches.create(input_file_id="file-nobody", endpoint="/v1/chat/completions", completion_window="24h")
     with pytest.raises(openai.BadRequestError, match="endpoint"):
-        client.batches.create(input_file_id="x", endpoint="/v1/embeddings", completion_window="24h")
+        client.batches.create(input_file_id="x", endpoint="/v1/moderations", completion_window="24h")
     with pytest.raises(openai.BadRequestError, match="purpose"):
         client.files.create(file=b"x", purpose="fine-tune")
     with pytest.raises(openai.NotFoundError, match="no route"):
-        client.embeddings.create(model=QUICK, input="x")
+        client.moderations.create(model=QUICK, input="x")
 
 
 def test_a_file_over_the_limit_is_refused_before_it_is_stored(millrace: Millrace, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from queue import Empty, SimpleQueue
 
 from core.errors import InvalidRequest, LeaseLost, Unavailable
 from core.job import ServiceClass
-from core.openai.completion import parse_body
-from core.protocol import BULK_PRIORITY, ONLINE_PRIORITY, Delta, Embedded, Failed, Finished, Generate, Hello
+from core.openai.request import parse_request, to_message
+from core.protocol import BULK_PRIORITY, ONLINE_PRIORITY, Delta, Embed, Embedded, Failed, Finished, Generate, Hello
 from db import chunks
 from db.chunks import Crash, Lease, Outcome, Request, Retry
 from db.connection import Database
@@ -139,23 +139,24 @@ class Execution:
 
     def _submit(self, window: int) -> None:
         """Keeps a little more in flight than the engine grants this client at once."""
-        batch: list[Generate] = []
+        batch: list[Generate | Embed] = []
         while self._todo and len(self._in_flight) < window and not self._watch.is_paused:
             request = self._todo.popleft()
             try:
-                generate = self._generate(request)
+                message = self._message(request)
             except InvalidRequest as error:
                 self._finished.append(outcome.of_invalid(request.index, error))
                 continue
-            self._in_flight[generate.id] = request
-            batch.append(generate)
+            self._in_flight[message.id] = request
+            batch.append(message)
         if batch:
             self._engine.submit(batch, self._answers.put)
 
-    def _generate(self, request: Request) -> Generate:
+    def _message(self, request: Request) -> Generate | Embed:
         lease = self._lease
-        parsed = parse_body(lease.endpoint, request.body)
-        return parsed.to_generate(
+        parsed = parse_request(lease.endpoint, request.body)
+        return to_message(
+            parsed,
             f"{lease.job_public_id}-{request.index}-{lease.attempt}-{self._num_lost}",
             priority=ONLINE_PRIORITY if self._is_online else BULK_PRIORITY,
             stream=self._is_online and parsed.streaming is not None,
@@ -177,11 +178,11 @@ class Execution:
         if isinstance(answer, Delta):
             self._deltas.take(self._in_flight[answer.id].index, answer)
             return
-        if isinstance(answer, Embedded):
-            return
         request = self._in_flight.pop(answer.id)
         if isinstance(answer, Finished):
             self._finished.append(outcome.of_finished(self._lease, request.index, answer, int(time.time())))
+        elif isinstance(answer, Embedded):
+            self._finished.append(outcome.of_embedded(self._lease, request, answer))
         else:
             self._take_failure(request, answer)
 

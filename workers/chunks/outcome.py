@@ -3,9 +3,10 @@
 import msgspec
 
 from core.errors import InvalidRequest
+from core.openai import embedding
 from core.openai.answer import error_body, response_body
-from core.protocol import Failed, Finished
-from db.chunks import Lease, Outcome
+from core.protocol import Embedded, Failed, Finished
+from db.chunks import Lease, Outcome, Request
 
 ENGINE_CRASHED = "engine_crashed"
 
@@ -33,6 +34,18 @@ def of_finished(lease: Lease, index: int, answer: Finished, created: int) -> Out
         cached_tokens=answer.usage.cached_tokens,
         queue_seconds=answer.timing.queue_seconds,
         first_token_seconds=answer.timing.first_token_seconds,
+        total_seconds=answer.timing.total_seconds,
+    )
+
+
+def of_embedded(lease: Lease, request: Request, answer: Embedded) -> Outcome:
+    body = embedding.response_body(request.body, lease.model, answer)
+    return Outcome(
+        index=request.index,
+        status_code=200,
+        body=msgspec.json.encode(body).decode(),
+        prompt_tokens=answer.usage.prompt_tokens,
+        queue_seconds=answer.timing.queue_seconds,
         total_seconds=answer.timing.total_seconds,
     )
 

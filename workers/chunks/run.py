@@ -46,6 +46,9 @@ class EngineChunkRunner:
         self._keeper = LeaseKeeper(database, options.owner, options.lease_seconds)
         self._keeper.start()
 
+    def model_kinds(self) -> dict[str, str]:
+        return self._engine.kinds()
+
     def close(self) -> None:
         self._keeper.close()
         self._engine.close()

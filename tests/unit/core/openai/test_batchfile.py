@@ -16,6 +16,8 @@ from core.openai.batchfile import (
     split_lines,
 )
 from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT
+from core.openai.embedding import EMBEDDINGS_ENDPOINT
+from core.protocol import EMBEDDER, GENERATOR
 
 MODEL = "org/model"
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
@@ -181,3 +183,22 @@ class TestLines:
 
         # Then
         assert [(error.code, error.line) for error in caught.value.errors] == [("line_too_long", 2)]
+
+
+def test_embeddings_are_a_batch_of_an_embedding_model_alone() -> None:
+    # Given
+    def row(custom_id: str, given: object) -> bytes:
+        return line(custom_id, url=EMBEDDINGS_ENDPOINT, body={"model": MODEL, "input": given})
+
+    def read(kind: str, *lines: bytes) -> list[BatchRow]:
+        source = BatchReader(EMBEDDINGS_ENDPOINT, 100, {MODEL}, {MODEL: kind})
+        return list(source.rows(lines))
+
+    # Then
+    assert [row.custom_id for row in read(EMBEDDER, row("a", "text"), row("b", [1, 2]))] == ["a", "b"]
+    with pytest.raises(BatchFileError) as refused:
+        read(EMBEDDER, row("a", "text"), row("b", ""), row("c", ["x", ""]))
+    assert [(error.line, error.param) for error in refused.value.errors] == [(2, "body.input"), (3, "body.input")]
+    with pytest.raises(BatchFileError) as refused:
+        read(GENERATOR, row("a", "text"))
+    assert [(error.line, error.code) for error in refused.value.errors] == [(1, "unsupported_model")]

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.embedding.kind import is_embedder
+from core.protocol import EMBEDDER, GENERATOR
+from engine.embedding.kind import is_embedder, told_kind
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,11 @@ def test_what_has_no_configuration_is_no_embedder(content: str, tmp_path: Path) 
     (tmp_path / "config.json").write_text(content)
     assert not is_embedder(tmp_path)
     assert not is_embedder(tmp_path / "nowhere")
+
+
+def test_the_files_tell_what_a_model_is_before_it_is_loaded(tmp_path: Path) -> None:
+    assert told_kind(str(tmp_path)) == told_kind("org/on-the-hub") == told_kind("null:") == ""
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    assert told_kind(str(tmp_path)) == GENERATOR
+    (tmp_path / "modules.json").write_text("[]")
+    assert told_kind(str(tmp_path)) == EMBEDDER
