@@ -16,6 +16,7 @@ from api.access.keyring import KeyRing
 from api.access.scopes import public_paths
 from api.codecs import Codecs
 from api.context import Context
+from api.draining import Drain, Draining
 from api.native import jobs, queues
 from api.openai import batches, completions, embeddings, files, models
 from core.errors import ConfigurationError
@@ -49,10 +50,13 @@ def allowed_hosts(settings: Settings) -> list[str]:
 
 
 def create_api(settings: Settings) -> FastAPI:
+    drain = Drain()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         context = build_context(settings)
         app.state.context = context
+        drain.attach()
         yield
         await context.redis.aclose()
         context.database.close()
@@ -69,5 +73,7 @@ def create_api(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_file_bytes=settings.max_file_bytes)
     app.add_middleware(Gate, public_paths=public_paths(app), is_key_required=settings.auth != "local")
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings))
+    app.add_middleware(Draining, drain=drain)  # the outermost
+    app.state.drain = drain
     errors.install(app)
     return app

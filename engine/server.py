@@ -1,7 +1,8 @@
 """`python -m engine.server`: one engine process. The only place that builds the engine's parts and the only one that
 imports torch late: the socket answers `Hello` within a fraction of a second, while the models are still `loading`.
 
-SIGTERM ends it: what is in flight fails as retryable `interrupted`, and the exit status is 0. A process that is stuck
+SIGTERM ends it: what is in flight fails as retryable `interrupted`, and the exit status is 0; a second one ends it at
+once. A process that is stuck
 ends itself with SIGALRM (`engine.watchdog`).
 """
 
@@ -12,7 +13,8 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FrameType
 
 from core.errors import MillraceError
 from core.lifeline import follow_parent
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: inbox.put(Stop()))
+        signal.signal(number, _stop_handler(inbox))
     try:
         _serve(options, inbox)
     except Exception as error:
@@ -50,6 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.critical(message, exc_info=not isinstance(error, MillraceError))
         return 1
     return 0
+
+
+def _stop_handler(inbox: "queue.SimpleQueue[Event]") -> Callable[[int, FrameType | None], None]:
+    is_stopping = False
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal is_stopping
+        if is_stopping:
+            os._exit(128 + number)
+        is_stopping = True
+        inbox.put(Stop())
+
+    return stop
 
 
 def _serve(options: EngineOptions, inbox: "queue.SimpleQueue[Event]") -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from core.errors import ModelFailure
 from core.job import ServiceClass
 from core.protocol import MODEL_FAILED, MODEL_LOADING
+from core.pulse import PULSE_FILE_VARIABLE, PulseWatch
 from core.settings import Settings, settings_environment
 from db import models
 from db.connection import Database
@@ -17,6 +18,7 @@ from workers.engine_client import probe
 from workers.part import Part, python_argv
 
 ENGINE_READY_SECONDS = 3600.0  # a hub model may have to be downloaded first
+ENGINE_ALIVE_SECONDS = 120.0  # its own watchdog comes first; this is for one that is stopped altogether
 WORKER_GRACE_SECONDS = 30.0
 BATCH_NICE = 10  # bulk work yields the CPU to people who wait
 CONTROL_THREADS = 2
@@ -61,6 +63,8 @@ def engine_part(settings: Settings, device: Device, after: tuple[str, ...]) -> P
         after=after,
         ready=lambda: _is_engine_ready(endpoint),
         ready_seconds=ENGINE_READY_SECONDS,
+        alive=lambda: probe(endpoint) is not None,
+        alive_seconds=ENGINE_ALIVE_SECONDS,
         note=device.description,
     )
 
@@ -125,7 +129,7 @@ def _worker(
     env: dict[str, str] | None = None,
     nice: int = 0,
 ) -> Part:
-    ready_file = settings.run_path / f"{name}.ready"
+    ready_file, pulse_file = settings.run_path / f"{name}.ready", settings.run_path / f"{name}.pulse"
     arguments = [
         "-A",
         "workers.boot",
@@ -147,10 +151,12 @@ def _worker(
             **settings_environment(settings),
             **(env or {}),
             READY_FILE_VARIABLE: str(ready_file),
+            PULSE_FILE_VARIABLE: str(pulse_file),
             THREADS_VARIABLE: str(pool[1]),
         },
         prepare=lambda: ready_file.unlink(missing_ok=True),
         ready=ready_file.exists,
+        alive=PulseWatch(pulse_file),
         after=after,
         grace_seconds=WORKER_GRACE_SECONDS,
         nice=nice,

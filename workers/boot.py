@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 from celery import signals
 from redis import Redis
 
 from core import logs
+from core.pulse import pulse_path
 from core.redis_url import client_url
 from core.settings import Settings, load_settings
 from db.connection import Database
@@ -27,15 +29,19 @@ from workers.agent import READY_FILE_VARIABLE, THREADS_VARIABLE
 from workers.chunks.run import EngineChunkRunner, RunnerOptions
 from workers.engine_client import EngineClient
 from workers.presence import Presence
+from workers.pulse import LoopTurns, Pulse
 
 __all__ = ["app", "build_services"]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_THREADS = 4
+EXIT_AT_ONCE = 1
 
 _stopping = threading.Event()
 _presences: list[Presence] = []
+_pulses: list[Pulse] = []
+app.steps["worker"].add(LoopTurns)
 
 
 def build_services(settings: Settings, stopping: threading.Event) -> Services:
@@ -60,7 +66,7 @@ def _chunk_runner(
     settings: Settings, database: Database, relay: RedisRelay, stopping: threading.Event
 ) -> EngineChunkRunner:
     owner = f"{settings.device}@{settings.node_name}:{os.getpid()}-{uuid4().hex[:8]}"
-    engine = EngineClient(settings.engine_endpoint, name=owner)
+    engine = EngineClient(settings.engine_endpoint, name=owner, stopping=stopping)
     engine.start()
     options = RunnerOptions(
         owner=owner,
@@ -98,16 +104,32 @@ def _report_ready(**_: Any) -> None:
     path = os.environ.get(READY_FILE_VARIABLE)
     if path is not None:
         Path(path).touch()
+    watched = pulse_path()
+    if watched is not None:
+        _pulses.append(Pulse(watched, services.current().redis))
+        _pulses[-1].start()
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _drain(**_: Any) -> None:
+    """In the signal handler, at every SIGTERM."""
+    if _stopping.is_set():
+        _exit_now()
     logger.info("draining: running chunks write what they have and hand the rest back", extra={"event": "worker.drain"})
     _stopping.set()
 
 
+def _exit_now() -> None:
+    """The second wish to end: without waiting for anything, and with all that this worker started."""
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(EXIT_AT_ONCE)
+
+
 @signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
 def _stop(**_: Any) -> None:
+    for pulse in _pulses:
+        pulse.close()
     for presence in _presences:
         presence.close()
     services.uninstall()

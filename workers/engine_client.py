@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 SILENCE_SECONDS = 10 * HEARTBEAT_SECONDS
 PAUSE_SECONDS = 0.8 * CLIENT_SILENCE_SECONDS  # the engine cancels what a client silent for all of it has in flight
+LOOK_SECONDS = 0.2  # whether a shutdown has begun
 ENGINE_LOST = "engine_lost"
 INTERRUPTED = "interrupted"
 _NOT_ENCODABLE = (OverflowError, RecursionError, TypeError, ValueError)
@@ -58,7 +59,15 @@ Sink = Callable[[Answer], None]
 class EngineClient:
     """`start()` before use, `close()` at the end. All other methods may be called from any thread."""
 
-    def __init__(self, endpoint: str, *, name: str = "client", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        name: str = "client",
+        clock: Callable[[], float] = time.monotonic,
+        stopping: threading.Event | None = None,
+    ) -> None:
+        """stopping: once it is set, nobody waits any more for an engine that is away."""
         self._endpoint = endpoint
         self._identity = f"{name}-{uuid4().hex[:12]}".encode()
         self._clock = clock
@@ -73,6 +82,7 @@ class EngineClient:
         self._hello: Hello | None = None
         self._heard_at = 0.0
         self._changed = threading.Condition()
+        self._stopping = stopping or threading.Event()
         self._wake_reader, self._wake_writer = os.pipe()
         self._thread = threading.Thread(target=self._run, name=f"engine-client {endpoint}", daemon=True)
 
@@ -97,8 +107,10 @@ class EngineClient:
 
     def wait_ready(self, timeout_seconds: float) -> Hello | None:
         """Waits until the engine is there with a model that is not just being loaded; None when it is not in time."""
+        deadline = self._clock() + timeout_seconds
         with self._changed:
-            self._changed.wait_for(self._is_ready, timeout_seconds)
+            while not self._is_ready() and not self._stopping.is_set() and self._clock() < deadline:
+                self._changed.wait(min(LOOK_SECONDS, timeout_seconds))
             return self._hello if self._is_ready() else None
 
     def _is_ready(self) -> bool:

@@ -29,6 +29,8 @@ class Part:
     prepare: called before every start, first or repeated; what it raises is the reason why the part cannot start.
     ready: asked again and again until it says True, so it must return within a second; None is ready once started.
         A MillraceError says that it never will be.
+    alive: asked again and again while the part is ready, and must return within a second: a part that has not said
+        True for `alive_seconds` hangs, and is killed and started again. None is never asked.
     note: what the line that reports the part says about it, such as a version.
     after: names of the parts that must be ready first. Parts are stopped in the opposite order.
     runs_once: a job, ready when it has exited with status 0.
@@ -41,10 +43,12 @@ class Part:
     cwd: Path | None = None
     prepare: Callable[[], None] | None = None
     ready: Callable[[], bool] | None = None
+    alive: Callable[[], bool] | None = None
     note: str = ""
     after: tuple[str, ...] = ()
     runs_once: bool = False
     ready_seconds: float = 60.0
+    alive_seconds: float = 60.0
     stop_signal: signal.Signals = signal.SIGTERM
     grace_seconds: float = 15.0
     nice: int = 0

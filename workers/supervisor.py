@@ -3,7 +3,7 @@
 Everything happens in the thread that calls it, which must be the main one (`workers.children` says why): `launch`
 adds parts, `wait_ready` drives them until they are up, `run` keeps them up until `request_stop`, `stop_all` ends them.
 A part that fails before it was ever ready is an error of the installation, so it ends everything; a part that dies
-later is restarted, for ever, with a growing delay.
+later is restarted, for ever, with a growing delay, and so is one that lives but gives no sign of life.
 """
 
 import enum
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.02
 IDLE_TICK_SECONDS = 0.2
+ALIVE_INTERVAL_SECONDS = 5.0
 
 
 class _Phase(enum.Enum):
@@ -46,6 +47,8 @@ class _Watched:
         self.num_deaths = 0
         self.started_at = 0.0
         self.start_at = 0.0
+        self.alive_at = 0.0  # when it said so last
+        self.asked_at = 0.0
 
 
 class Supervisor:
@@ -59,12 +62,14 @@ class Supervisor:
         backoff: Backoff | None = None,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
+        alive_interval_seconds: float = ALIVE_INTERVAL_SECONDS,
     ) -> None:
         self._instance = instance
         self._say = say
         self._backoff = backoff or Backoff()
         self._clock = clock
         self._chance = chance
+        self._alive_interval_seconds = alive_interval_seconds
         self._watched: dict[str, _Watched] = {}
         self._launched: list[list[str]] = []  # groups that stop together, in the order in which they started
         self._num_stop_requests = 0
@@ -168,8 +173,8 @@ class Supervisor:
             self._bury(watched, child, f"ended with {describe_exit(status)}")
         elif watched.phase is _Phase.STARTING:
             self._probe(watched, child)
-        elif watched.num_deaths and self._backoff.is_stable(self._up_seconds(watched)):
-            watched.num_deaths = 0
+        else:
+            self._check_alive(watched, child)
 
     def _probe(self, watched: _Watched, child: Child) -> None:
         try:
@@ -182,6 +187,19 @@ class Supervisor:
         elif self._up_seconds(watched) > watched.part.ready_seconds:
             self._bury(watched, child, f"was not ready within {watched.part.ready_seconds:g} s")
 
+    def _check_alive(self, watched: _Watched, child: Child) -> None:
+        """Asked before it is judged: whoever was suspended together with its parts finds them silent, but well."""
+        part, now = watched.part, self._clock()
+        if watched.num_deaths and self._backoff.is_stable(self._up_seconds(watched)):
+            watched.num_deaths = 0
+        if part.alive is None or now - watched.asked_at < self._alive_interval_seconds:
+            return
+        watched.asked_at = now
+        if part.alive():
+            watched.alive_at = now
+        elif now - watched.alive_at > part.alive_seconds:
+            self._bury(watched, child, f"hangs: no sign of life for {part.alive_seconds:g} s")
+
     def _answers(self, part: Part) -> bool:
         return not part.runs_once and (part.ready is None or part.ready())
 
@@ -192,6 +210,7 @@ class Supervisor:
         if watched.phase is _Phase.READY:
             return
         watched.phase = _Phase.READY
+        watched.alive_at = self._clock()
         again = " (again)" if watched.was_ready else ""
         watched.was_ready = True
         self._say(report_line("ok", watched.part.name, watched.part.note + again, self._up_seconds(watched)))

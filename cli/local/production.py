@@ -10,6 +10,7 @@ from cli.local.preflight import check_engine_packages, check_loopback
 from cli.local.report import JobProgress, Reporter
 from cli.local.up import BUILTIN_JOB, api_part, beat_part, builtin_model_part, flower_part, split_engines
 from core.errors import ConfigurationError, Interrupted
+from core.pulse import PULSE_FILE_VARIABLE
 from core.settings import Settings, settings_environment
 from db.connection import Database
 from db.migrations import newest_revision, upgrade
@@ -105,7 +106,7 @@ def flower(settings: Settings) -> None:
 
 def _become(part: Part, settings: Settings) -> None:
     """Replaces this process, so that signals and exit statuses are the part's own."""
-    environment = {**os.environ, **settings_environment(settings), **part.env}
+    environment = {**os.environ, **settings_environment(settings), **part.env, PULSE_FILE_VARIABLE: None}
     argv: Sequence[str] = part.argv
     sys.stdout.flush()
     empty = Instance.of(settings).working_path(part.name)  # Celery puts the current directory on the import path

@@ -20,6 +20,7 @@ from cli.local.report import JobProgress, Reporter
 from cli.local.servers import check_installed, embedded_servers
 from core.errors import ConfigurationError, Interrupted, Unavailable
 from core.lifeline import follow_parent
+from core.pulse import PULSE_FILE_VARIABLE, PulseWatch
 from core.redis_url import client_url
 from core.settings import BUILTIN_MODEL, Settings, builtin_model_directory, settings_environment
 from db.connection import Database
@@ -33,6 +34,7 @@ BUILTIN_JOB = "built-in-model"
 READY_FD_VARIABLE = "MILLRACE__READY_FD"
 TRAINING_SECONDS = 600.0
 PROBE_SECONDS = 2.0
+BEAT_SCHEDULER = "tasks.scheduler:SteadyScheduler"
 FLOWER_COLUMNS = "name,kwargs,state,received,runtime,worker"
 
 
@@ -140,8 +142,14 @@ def builtin_model_part(settings: Settings) -> list[Part]:
 def beat_part(settings: Settings) -> Part:
     """The schedule lives in the code, and what it last did does not matter: nothing is kept in a file, which a SIGKILL
     could spoil."""
-    arguments = ("-A", "tasks.app", "beat", "--scheduler", "celery.beat:Scheduler", "-l", settings.log_level)
-    return Part("beat", _celery(*arguments), env=settings_environment(settings))
+    arguments = ("-A", "tasks.app", "beat", "--scheduler", BEAT_SCHEDULER, "-l", settings.log_level)
+    pulse_file = settings.run_path / "beat.pulse"
+    return Part(
+        "beat",
+        _celery(*arguments),
+        env={**settings_environment(settings), PULSE_FILE_VARIABLE: str(pulse_file)},
+        alive=PulseWatch(pulse_file),
+    )
 
 
 def api_part(settings: Settings) -> Part:
@@ -150,6 +158,7 @@ def api_part(settings: Settings) -> Part:
         python_argv("api.server", executable=sys.executable),
         env=settings_environment(settings),
         ready=lambda: _answers(settings.host, settings.port, "/readyz"),
+        alive=lambda: _answers(settings.host, settings.port, "/healthz"),
         note=api_url(settings),
     )
 

@@ -31,7 +31,7 @@ WORDS = {
     Kind.UPKEEP: "upkeep@",
     Kind.ENGINE: "engine.server",
     Kind.API: "api.server",
-    Kind.BEAT: "celery.beat:Scheduler",
+    Kind.BEAT: "tasks.scheduler:SteadyScheduler",
     Kind.VALKEY: "valkey-server",
     Kind.POSTGRESQL: "bin/postgres",
 }
@@ -65,11 +65,15 @@ class Command:
         except psutil.Error:  # one of them has just ended
             return []
 
+    def output(self) -> str:
+        """Everything it said since its first start."""
+        return self._output.read_text(errors="replace")
+
     def said(self, text: str) -> bool:
-        return text in self._output.read_text(errors="replace")
+        return text in self.output()
 
     def tail(self) -> str:
-        return "\n".join(self._output.read_text(errors="replace").splitlines()[-40:])
+        return "\n".join(self.output().splitlines()[-40:])
 
     def stop(self) -> int | None:
         """Its exit status; None when it had to be killed."""
@@ -154,7 +158,7 @@ def running_stack(settings: Settings, node_data: Path) -> Iterator[Stack]:
     up = Command(("up", "--no-flower"), settings, output / "up.txt")
     commands = [up]
     try:
-        _await(up, "Millrace is ready")
+        await_line(up, "Millrace is ready")
         instance = Instance.of(settings)
         database_url = locate_cluster(instance, print).url
         redis_url = valkey_url(instance)
@@ -163,14 +167,14 @@ def running_stack(settings: Settings, node_data: Path) -> Iterator[Stack]:
         )
         node = Command(("node",), second, output / "node.txt")
         commands.append(node)
-        _await(node, "node second is ready")
+        await_line(node, "node second is ready")
         yield Stack(up, node, f"http://{settings.host}:{settings.port}", database_url, redis_url)
     finally:
         for command in reversed(commands):
             command.clear()
 
 
-def _await(command: Command, text: str) -> None:
+def await_line(command: Command, text: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not command.said(text):
         assert command.process.poll() is None, command.tail()

@@ -338,3 +338,17 @@ def test_a_large_log_is_put_aside(stage: Stage, monkeypatch: pytest.MonkeyPatch)
     # Then
     assert log.read_text() == "new\n"
     assert log.with_suffix(".log.1").read_text() == "much"
+
+
+def test_a_part_that_lives_but_gives_no_sign_of_life_is_started_again(stage: Stage) -> None:
+    # Given a part that is silent from its third answer on, until it is started again
+    answers = iter([True, True])
+    part = python("mute", FOREVER, alive=lambda: next(answers, False), alive_seconds=0.2)
+    stage.supervisor = Supervisor(
+        stage.instance, stage.lines.append, backoff=Backoff(base_seconds=0.01), alive_interval_seconds=0.02
+    )
+    # When
+    stage.supervisor.launch([part])
+    # Then
+    stage.wait_until(lambda: stage.said("mute", "(again)"))
+    assert stage.said("mute hangs: no sign of life for 0.2 s; it is started again")
