@@ -7,7 +7,7 @@ from typing import Any
 
 from celery.beat import Scheduler
 
-from core.pulse import pulse_path
+from core.lifeline import pulse_path
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from core.errors import ModelFailure
 from core.job import ServiceClass
+from core.lifeline import PULSE_FILE_VARIABLE, PulseWatch
 from core.protocol import MODEL_FAILED, MODEL_LOADING
-from core.pulse import PULSE_FILE_VARIABLE, PulseWatch
 from core.settings import Settings, settings_environment
 from db import models
 from db.connection import Database

@@ -14,7 +14,7 @@ from celery import signals
 from redis import Redis
 
 from core import logs
-from core.pulse import pulse_path
+from core.lifeline import pulse_path
 from core.redis_url import client_url
 from core.settings import Settings, load_settings
 from db.connection import Database

@@ -10,7 +10,7 @@ from cli.local.preflight import check_engine_packages, check_loopback
 from cli.local.report import JobProgress, Reporter
 from cli.local.up import BUILTIN_JOB, api_part, beat_part, builtin_model_part, flower_part, split_engines
 from core.errors import ConfigurationError, Interrupted
-from core.pulse import PULSE_FILE_VARIABLE
+from core.lifeline import PULSE_FILE_VARIABLE
 from core.settings import Settings, settings_environment
 from db.connection import Database
 from db.migrations import newest_revision, upgrade

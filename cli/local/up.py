@@ -19,8 +19,7 @@ from cli.local.preflight import check_engine_packages, check_loopback, check_por
 from cli.local.report import JobProgress, Reporter
 from cli.local.servers import check_installed, embedded_servers
 from core.errors import ConfigurationError, Interrupted, Unavailable
-from core.lifeline import follow_parent
-from core.pulse import PULSE_FILE_VARIABLE, PulseWatch
+from core.lifeline import PULSE_FILE_VARIABLE, PulseWatch, follow_parent
 from core.redis_url import client_url
 from core.settings import BUILTIN_MODEL, Settings, builtin_model_directory, settings_environment
 from db.connection import Database

@@ -1,7 +1,7 @@
 import os
 from pathlib import Path
 
-from core.pulse import PulseWatch
+from core.lifeline import PulseWatch
 
 
 def test_a_file_that_is_touched_lives_whatever_the_clock_says(tmp_path: Path) -> None:

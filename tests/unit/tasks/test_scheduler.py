@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from core.pulse import PULSE_FILE_VARIABLE
+from core.lifeline import PULSE_FILE_VARIABLE
 from tasks import scheduler
 from tasks.scheduler import SteadyScheduler
 
