@@ -1,6 +1,6 @@
 """Ties a child process to the one that started it: when the parent is gone, the child ends too; and while it lives, it
-can say so through a file, which it touches again and again. Changes of the file are compared, not times, so that a clock
-that is set says nothing.
+can say so through a file, which it touches again and again. Changes of the file are compared, not times, so that a
+clock that is set says nothing.
 
 Called first by every entry point that a supervisor starts. Works on Linux through PR_SET_PDEATHSIG; elsewhere the next
 `millrace up` finds what was left behind by its environment (`INSTANCE_VARIABLE`).

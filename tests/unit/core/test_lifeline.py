@@ -3,10 +3,11 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from core.lifeline import PARENT_VARIABLE, follow_parent
+from core.lifeline import PARENT_VARIABLE, PulseWatch, follow_parent
 
 TIMEOUT_SECONDS = 20
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
@@ -84,3 +85,18 @@ def test_a_child_whose_parent_is_gone_already_ends_at_once() -> None:
 
     # Then
     assert done.returncode == -signal.SIGTERM
+
+
+def test_a_file_that_is_touched_lives_whatever_the_clock_says(tmp_path: Path) -> None:
+    # Given
+    path = tmp_path / "pulse"
+    watch = PulseWatch(path)
+    assert not watch()
+    # When it is touched, and again after the clock was set back by an hour
+    path.touch()
+    assert watch()
+    assert not watch()
+    os.utime(path, (0, path.stat().st_mtime - 3600))
+    # Then
+    assert watch()
+    assert not watch()
