@@ -6,10 +6,12 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from redis.asyncio import Redis as AsyncRedis
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from api import contract, errors, health, home
 from api.access import login
+from api.access.binding import check_binding
 from api.access.body import BodyLimit
 from api.access.gate import Gate
 from api.access.keyring import KeyRing
@@ -19,6 +21,7 @@ from api.context import Context
 from api.draining import Drain, Draining
 from api.native import jobs, queues
 from api.openai import batches, completions, embeddings, files, models
+from core.access import is_loopback
 from core.errors import ConfigurationError
 from core.redis_url import client_url
 from core.settings import Settings
@@ -55,6 +58,8 @@ def create_api(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         context = build_context(settings)
+        if not is_loopback(settings.host):
+            await run_in_threadpool(check_binding, settings, context.database)
         app.state.context = context
         drain.attach()
         yield

@@ -5,6 +5,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from api.access.binding import check_open_address, check_tls
 from api.app import create_api
 from api.draining import Drain
 from core import logs
@@ -35,6 +36,8 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         port=settings.port,
         log_config=None,
         access_log=False,
+        ssl_certfile=settings.tls_certificate or None,
+        ssl_keyfile=settings.tls_key or None,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
 
@@ -43,6 +46,8 @@ def main() -> None:
     follow_parent()
     settings = load_settings()
     logs.configure(settings.log_level)
+    check_tls(settings)
+    check_open_address(settings)
     app = create_api(settings)
     Server(server_config(app, settings), app.state.drain).run()
 

@@ -14,7 +14,7 @@ from openai.types import Batch
 from rich.console import Console
 from rich.table import Table
 
-from cli.client import connect, download, get_job
+from cli.client import Server, connect, download, get_job
 from cli.follow import follow
 from core.errors import InvalidRequest, MillraceError
 from core.openai.completion import CHAT_ENDPOINT
@@ -26,16 +26,16 @@ class BatchNotCompleted(MillraceError):
     code = "batch_not_completed"
 
 
-def run(server: str, source: Path, out: Path, model: str | None, window: str) -> None:
+def run(server: Server, source: Path, out: Path, model: str | None, window: str) -> None:
     """Submits a file, follows it, writes the answers. Raises BatchNotCompleted when the file is refused."""
     console = Console()
-    with connect(server) as client:
+    with connect(server.url, server.key) as client:
         batch = submit(client, source, model, window)
         console.print(f"batch {batch.id}", highlight=False)
         batch = _follow_or_leave(client, batch.id, console)
         _check_accepted(batch)
         _save(client, batch, out, console)
-        console.print(summary_table(batch, get_job(server, batch.id)))
+        console.print(summary_table(batch, get_job(server.url, batch.id, server.key)))
         _check_completed(batch)
 
 
@@ -142,12 +142,12 @@ def summary_table(batch: Batch, job: dict[str, Any]) -> Table:
     return table
 
 
-def list_batches(server: str, limit: int) -> None:
+def list_batches(server: Server, limit: int) -> None:
     """Newest first."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("id", "state", "model", "done", "failed", "rows", "created"):
         table.add_column(column, no_wrap=True)
-    with connect(server) as client:
+    with connect(server.url, server.key) as client:
         for batch in client.batches.list(limit=limit).data:
             table.add_row(*_list_row(batch))
     Console().print(table)
@@ -160,25 +160,25 @@ def _list_row(batch: Batch) -> list[str]:
     return [batch.id, batch.status, batch.model or "-", *(f"{number:,}" for number in numbers), created]
 
 
-def show(server: str, batch_id: str) -> None:
+def show(server: Server, batch_id: str) -> None:
     """Follows the batch while it runs."""
     console = Console()
-    with connect(server) as client:
+    with connect(server.url, server.key) as client:
         batch = _follow_or_leave(client, batch_id, console)
         for line in _error_lines(batch):
             console.print(line, highlight=False, markup=False)
-        console.print(summary_table(batch, get_job(server, batch_id)))
+        console.print(summary_table(batch, get_job(server.url, batch_id, server.key)))
 
 
-def cancel(server: str, batch_id: str) -> None:
-    with connect(server) as client:
+def cancel(server: Server, batch_id: str) -> None:
+    with connect(server.url, server.key) as client:
         batch = client.batches.cancel(batch_id)
     Console().print(f"{batch.id} is {batch.status}", highlight=False)
 
 
-def results(server: str, batch_id: str, out: Path) -> None:
+def results(server: Server, batch_id: str, out: Path) -> None:
     """Raises BatchNotCompleted while there are none."""
-    with connect(server) as client:
+    with connect(server.url, server.key) as client:
         batch = client.batches.retrieve(batch_id)
         if batch.output_file_id is None and batch.error_file_id is None:
             raise BatchNotCompleted(f"expected a batch with results, got one that is {batch.status}")

@@ -2,12 +2,12 @@
 
 from rich.console import Console
 
-from cli.client import RequestFailed, connect
+from cli.client import RequestFailed, Server, connect
 
 
-def chat(server: str, question: str, model: str | None, max_tokens: int, temperature: float) -> None:
+def chat(server: Server, question: str, model: str | None, max_tokens: int, temperature: float) -> None:
     """Raises RequestFailed when no model is served."""
-    with connect(server) as client:
+    with connect(server.url, server.key) as client:
         if model is None:
             served = client.models.list().data
             if not served:

@@ -17,8 +17,10 @@ import psycopg
 import redis
 
 from cli.local import postgresql, valkey
-from cli.local.preflight import INSTALL_ENGINE, check_loopback, missing_engine_packages, port_problem
+from cli.local.access import check_access, effective_auth
+from cli.local.preflight import INSTALL_ENGINE, missing_engine_packages, port_problem
 from cli.local.servers import MIN_FREE_BYTES
+from core.access import is_loopback
 from core.errors import ConfigurationError
 from core.redis_url import client_url
 from core.settings import BUILTIN_MODEL, Settings, builtin_model_directory
@@ -162,10 +164,12 @@ def check_valkey(settings: Settings) -> Finding:
 
 def check_host(settings: Settings) -> Finding:
     try:
-        check_loopback(settings.host)
+        check_access(settings)
     except ConfigurationError as error:
-        return Finding("host", Level.FAIL, error.message, "set MILLRACE_HOST to 127.0.0.1")
-    return Finding("host", Level.OK, f"{settings.host}, this machine alone")
+        return Finding("host", Level.FAIL, error.message, "see docs/howto/open-to-a-team.md")
+    whose = "this machine alone" if is_loopback(settings.host) else "other machines too"
+    keys = "a key is needed" if effective_auth(settings) == "required" else "no key is needed"
+    return Finding("host", Level.OK, f"{settings.host}, {whose}; {keys}")
 
 
 def check_port(settings: Settings, name: str, port: int) -> Finding:

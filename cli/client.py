@@ -4,15 +4,18 @@ and the demo do with it. Failures that a person can mend become sentences.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 from openai import APIConnectionError, APIStatusError, OpenAI
 
+from cli.local.access import read_key
+from cli.local.preflight import api_url
 from core.errors import MillraceError, NotFound, Unavailable
 from core.settings import Settings
 
-# The server has no keys yet, but the client insists on one.
+# Where this machine needs no key, the client still insists on one.
 NO_KEY = "unused"
 TIMEOUT_SECONDS = 60.0
 
@@ -23,14 +26,25 @@ class RequestFailed(MillraceError):
     code = "request_failed"
 
 
-def base_url(settings: Settings, url: str | None) -> str:
-    return (url or f"http://{settings.host}:{settings.port}").rstrip("/")
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a Millrace answers, and the key for it."""
+
+    url: str
+    key: str = NO_KEY
+
+
+def server_of(settings: Settings, url: str | None) -> Server:
+    """`url`: somebody else's, whom the key of this machine does not concern; None is the Millrace of the settings."""
+    if url is not None:
+        return Server(url.rstrip("/"), settings.api_key or NO_KEY)
+    return Server(api_url(settings), settings.api_key or read_key(settings) or NO_KEY)
 
 
 @contextmanager
-def connect(url: str) -> Iterator[OpenAI]:
+def connect(url: str, key: str = NO_KEY) -> Iterator[OpenAI]:
     """Raises Unavailable when nobody answers there, RequestFailed with the server's own words otherwise."""
-    client = OpenAI(base_url=f"{url}/v1", api_key=NO_KEY, timeout=TIMEOUT_SECONDS)
+    client = OpenAI(base_url=f"{url}/v1", api_key=key, timeout=TIMEOUT_SECONDS)
     try:
         yield client
     except APIConnectionError as error:
@@ -55,10 +69,12 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def get_job(url: str, job_id: str) -> dict[str, object]:
+def get_job(url: str, job_id: str, key: str = NO_KEY) -> dict[str, object]:
     """`GET /api/v1/jobs/{id}`: what OpenAI's batch object has no place for. Raises NotFound, Unavailable."""
     try:
-        response = httpx.get(f"{url}/api/v1/jobs/{job_id}", timeout=TIMEOUT_SECONDS)
+        response = httpx.get(
+            f"{url}/api/v1/jobs/{job_id}", headers={"Authorization": f"Bearer {key}"}, timeout=TIMEOUT_SECONDS
+        )
     except httpx.HTTPError as error:
         raise Unavailable(f"no Millrace answers at {url}: {error}") from error
     if response.status_code == httpx.codes.NOT_FOUND:

@@ -15,7 +15,7 @@ from openai.types import Batch
 from rich.console import Console
 
 from cli.batch import submit, summary_table
-from cli.client import connect, download, get_job, is_ready
+from cli.client import Server, connect, download, get_job, is_ready, server_of
 from cli.follow import follow
 from cli.local.running import running
 from core.errors import ConfigurationError, MillraceError
@@ -33,13 +33,13 @@ def demo(settings: Settings) -> None:
     """Raises DemoFailed when not every row is answered."""
     console = Console()
     questions = questions_path()
-    with _millrace(settings, console) as url, connect(url) as client:
+    with _millrace(settings, console) as server, connect(server.url, server.key) as client:
         console.print(f"\nRunning {questions.name} as a batch of {_count_lines(questions)} requests")
         batch = follow(client, submit(client, questions, None).id, console)
         answers = settings.data_path / "demo" / "answers.jsonl"
         answers.parent.mkdir(parents=True, exist_ok=True)
         download(client, batch.output_file_id, answers)
-        _show(client, url, batch, questions, answers, console)
+        _show(client, server, batch, questions, answers, console)
     if batch.status != "completed" or batch.request_counts is None or batch.request_counts.failed:
         raise DemoFailed(f"expected every row to be answered; the batch is {batch.status}: {batch.request_counts}")
 
@@ -58,14 +58,14 @@ def _count_lines(path: Path) -> int:
 
 
 @contextmanager
-def _millrace(settings: Settings, console: Console) -> Iterator[str]:
-    url = f"http://{settings.host}:{settings.port}"
-    if is_ready(url):
-        console.print(f"Using the Millrace that runs at {url}")
-        yield url
+def _millrace(settings: Settings, console: Console) -> Iterator[Server]:
+    server = server_of(settings, None)
+    if is_ready(server.url):
+        console.print(f"Using the Millrace that runs at {server.url}")
+        yield server
         return
     with running(_on_free_ports(settings)) as started:
-        yield started.url
+        yield Server(started.url, server_of(settings, None).key)  # made by the first start
 
 
 def _on_free_ports(settings: Settings) -> Settings:
@@ -87,8 +87,8 @@ def _free_port(host: str, wanted: int) -> int:
     raise ConfigurationError(f"no free port on {host}")
 
 
-def _show(client: OpenAI, url: str, batch: Batch, questions: Path, answers: Path, console: Console) -> None:
-    console.print(summary_table(batch, get_job(url, batch.id)))
+def _show(client: OpenAI, server: Server, batch: Batch, questions: Path, answers: Path, console: Console) -> None:
+    console.print(summary_table(batch, get_job(server.url, batch.id, server.key)))
     console.print(f"  answers in            {answers}\n", highlight=False)
     asked = {row["custom_id"]: row["body"]["messages"][-1]["content"] for row in _rows(questions)}
     for row in list(_rows(answers))[:NUM_SHOWN]:

@@ -9,6 +9,7 @@ from sqlalchemy.exc import ArgumentError
 
 from cli import checks
 from cli.checks import Finding, Level
+from core.access import key_prefix
 from core.settings import PREFIX, Settings
 
 
@@ -64,7 +65,7 @@ def to_json(findings: Sequence[Finding], settings: Settings) -> str:
     report = {
         "ok": not has_failed(findings),
         "checks": [asdict(finding) for finding in findings],
-        "settings": {field: shown(getattr(settings, field)) for field in Settings.__struct_fields__},
+        "settings": {field: shown(field, getattr(settings, field)) for field in Settings.__struct_fields__},
     }
     return json.dumps(report, indent=2)
 
@@ -73,14 +74,16 @@ def changed(settings: Settings) -> dict[str, str]:
     """Variable -> value of what differs from the defaults."""
     defaults = Settings()
     return {
-        PREFIX + field.upper(): str(shown(getattr(settings, field)))
+        PREFIX + field.upper(): str(shown(field, getattr(settings, field)))
         for field in Settings.__struct_fields__
         if getattr(settings, field) != getattr(defaults, field)
     }
 
 
-def shown(value: object) -> object:
-    """Without a password, where it is a URL that has one."""
+def shown(field: str, value: object) -> object:
+    """Without a password, where it is a URL that has one; a key by its beginning."""
+    if field == "api_key" and value:
+        return f"{key_prefix(str(value))}…"
     if not isinstance(value, str) or "@" not in value:
         return value
     try:

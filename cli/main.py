@@ -5,11 +5,16 @@ line or setting, status 1 everything else. Commands import what they need when t
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from core.access import Limits, Scope
 from core.errors import MillraceError
+from core.job import DEFAULT_TENANT, MAX_PRIORITY, MIN_PRIORITY
+
+if TYPE_CHECKING:
+    from cli.client import Server
 
 app = typer.Typer(
     name="millrace",
@@ -20,7 +25,7 @@ app = typer.Typer(
 )
 
 DataDir = Annotated[str | None, typer.Option(help="Where everything is kept (MILLRACE_DATA_DIR).")]
-Host = Annotated[str | None, typer.Option(help="Address of the API, loopback only (MILLRACE_HOST).")]
+Host = Annotated[str | None, typer.Option(help="Address of the API; Flower stays on loopback (MILLRACE_HOST).")]
 Port = Annotated[int | None, typer.Option(help="Port of the API (MILLRACE_PORT).")]
 FlowerPort = Annotated[int | None, typer.Option(help="Port of Flower (MILLRACE_FLOWER_PORT).")]
 Models = Annotated[
@@ -35,6 +40,15 @@ Out = Annotated[Path, typer.Option(help="Where the answers go; failures go besid
 
 batches = typer.Typer(name="batch", help="Run files of requests and fetch their answers.", no_args_is_help=True)
 app.add_typer(batches)
+
+keys = typer.Typer(name="keys", help="Say who may use the API.", no_args_is_help=True)
+app.add_typer(keys)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Tenant = Annotated[str, typer.Option(help="Whose work it is: keys of one tenant see each other's.")]
+Requests = Annotated[int | None, typer.Option(min=1, help="Online requests a minute at most.")]
+Tokens = Annotated[int | None, typer.Option(min=1, help="Prompt and answer tokens a minute at most.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Jobs and online requests at once at most.")]
 
 
 @app.callback()
@@ -197,11 +211,78 @@ def results(batch_id: str, out: Out, url: Url = None) -> None:
     fetch_results(_server(url), batch_id, out)
 
 
-def _server(url: str | None) -> str:
-    from cli.client import base_url
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="For whom or what, to know it again.")],
+    tenant: Tenant = DEFAULT_TENANT,
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="What it may do; may be repeated; `submit` and `read` otherwise.")
+    ] = None,
+    expires: Annotated[str | None, typer.Option(help="When it ends, such as `90d` or `12h`; never otherwise.")] = None,
+    max_priority: Annotated[
+        int, typer.Option(min=MIN_PRIORITY, max=MAX_PRIORITY, help="Highest priority of its jobs.")
+    ] = MAX_PRIORITY,
+    requests_per_minute: Requests = None,
+    tokens_per_minute: Tokens = None,
+    concurrent_jobs: Jobs = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key and print it, this once."""
+    from cli.keys import Wanted, create
     from cli.options import read_settings
 
-    return base_url(read_settings(), url)
+    wanted = Wanted(
+        name=name,
+        tenant=tenant,
+        scopes=scope or [],
+        expires=expires,
+        max_priority=max_priority,
+        limits=Limits(requests_per_minute, tokens_per_minute, concurrent_jobs),
+    )
+    create(read_settings(), wanted, as_json=as_json)
+
+
+@keys.command("ls")
+def list_keys(
+    tenant: Annotated[str | None, typer.Option(help="Of one tenant; of all otherwise.")] = None, as_json: Json = False
+) -> None:
+    """List keys by their beginnings."""
+    from cli.keys import list_keys as print_keys
+    from cli.options import read_settings
+
+    print_keys(read_settings(), tenant, as_json=as_json)
+
+
+@keys.command("revoke")
+def revoke_key(
+    key: Annotated[str, typer.Argument(help="The id or the prefix that `ls` shows.")], as_json: Json = False
+) -> None:
+    """End a key; within seconds it opens nothing more."""
+    from cli.keys import revoke
+    from cli.options import read_settings
+
+    revoke(read_settings(), key, as_json=as_json)
+
+
+@keys.command("limit")
+def limit_tenant(
+    tenant: Annotated[str, typer.Argument(help="The tenant.")],
+    requests_per_minute: Requests = None,
+    tokens_per_minute: Tokens = None,
+    concurrent_jobs: Jobs = None,
+) -> None:
+    """Set what all keys of a tenant may use together; what is not named is not limited."""
+    from cli.keys import limit_tenant as limit
+    from cli.options import read_settings
+
+    limit(read_settings(), tenant, Limits(requests_per_minute, tokens_per_minute, concurrent_jobs))
+
+
+def _server(url: str | None) -> "Server":
+    from cli.client import server_of
+    from cli.options import read_settings
+
+    return server_of(read_settings(), url)
 
 
 def main() -> None:

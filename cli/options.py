@@ -30,7 +30,12 @@ def resolve_paths(settings: Settings) -> Settings:
     resolved = {name: _absolute(source) for name, source in sources.items()}
     changed = ",".join(f"{name}={source}" for name, source in resolved.items())
     models = settings.models if resolved == sources else changed
-    return msgspec.structs.replace(settings, data_dir=str(settings.data_path), models=models)
+    files = {name: _absolute_file(getattr(settings, name)) for name in ("tls_certificate", "tls_key")}
+    return msgspec.structs.replace(settings, data_dir=str(settings.data_path), models=models, **files)
+
+
+def _absolute_file(path: str) -> str:
+    return str(Path(path).expanduser().absolute()) if path else ""
 
 
 def _absolute(source: str) -> str:

@@ -3,6 +3,7 @@ where keys are kept. A key is 256 random bits, so its SHA-256 is as good as a sl
 """
 
 import hashlib
+import ipaddress
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
@@ -59,6 +60,14 @@ def new_key() -> str:
 def hash_key(key: str) -> bytes:
     """SHA-256, 32 bytes: all that is kept of a key."""
     return hashlib.sha256(key.encode()).digest()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether no other machine can reach what listens there."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def key_prefix(key: str) -> str:

@@ -46,7 +46,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         str | None,
         Meta(description="Redis or Valkey >= 6.2 as `redis://host:6379/0`. Unset: an embedded one is started."),
     ] = None
-    host: Annotated[str, Meta(description="Address the API listens on. Only loopback addresses are accepted.")] = (
+    host: Annotated[str, Meta(description="Address the API listens on. Needs an API key where it is not loopback.")] = (
         "127.0.0.1"
     )
     port: Annotated[Port, Meta(description="Port of the API.")] = 8700
@@ -63,6 +63,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             pattern="^(auto|required|local)$",
         ),
     ] = "auto"
+    tls_certificate: Annotated[
+        str, Meta(description="PEM file with the certificate chain of the API, which then speaks HTTPS alone.")
+    ] = ""
+    tls_key: Annotated[str, Meta(description="PEM file with the key of the certificate, without a password.")] = ""
+    api_key: Annotated[
+        str,
+        Meta(
+            description="Key that the command line sends. Unset: the one that `millrace up` left in the data "
+            "directory, which goes to this machine alone."
+        ),
+    ] = ""
     flower_port: Annotated[Port, Meta(description="Port of the Flower dashboard.")] = 8701
     models: Annotated[
         str,

@@ -4,10 +4,12 @@
     python examples/openai_client.py              # the questions beside this file
     python examples/openai_client.py my.jsonl http://127.0.0.1:8700/v1
 
-Nothing here is special to Millrace but the address: the same program runs against OpenAI.
+Nothing here is special to Millrace but address and key: the same program runs against OpenAI. Your own machine needs no
+key; elsewhere put one into MILLRACE_API_KEY.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,7 +24,7 @@ POLL_SECONDS = 1.0
 
 
 def main(source: Path = QUESTIONS, base_url: str = BASE_URL) -> int:
-    client = OpenAI(base_url=base_url, api_key="unused")  # there are no keys yet, but the client insists on one
+    client = OpenAI(base_url=base_url, api_key=os.environ.get("MILLRACE_API_KEY", "unused"))
     with source.open("rb") as content:
         file = client.files.create(file=content, purpose="batch")
     batch = client.batches.create(

@@ -64,8 +64,19 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        query = urlencode({"host": str(self.socket_path), "port": PORT}, safe="/")
-        return f"postgresql://{USER}@/{DATABASE}?{query}"
+        return _url(self.socket_path)
+
+
+def _url(socket_path: Path) -> str:
+    query = urlencode({"host": str(socket_path), "port": PORT}, safe="/")
+    return f"postgresql://{USER}@/{DATABASE}?{query}"
+
+
+def running_url(instance: Instance) -> str | None:
+    """Of the embedded server of an instance that runs now; None when none does."""
+    homes = (instance.run_path, SYSTEM_PATH / instance.identity / "run")
+    sockets = (home / NAME / f".s.PGSQL.{PORT}" for home in homes)
+    return next((_url(socket.parent) for socket in sockets if socket.exists()), None)
 
 
 def postgresql_part(cluster: Cluster) -> Part:

@@ -1,11 +1,11 @@
-"""What must hold before anything is started: a loopback address, free ports, the packages that the models need."""
+"""What must hold before anything is started: free ports, the packages that the models need."""
 
 import errno
 import importlib.util
-import ipaddress
 import socket
 
 from cli.options import InvalidOption
+from core.access import is_loopback
 from core.errors import ConfigurationError
 from core.settings import Settings
 
@@ -14,11 +14,11 @@ INSTALL_ENGINE = "pip install 'millrace[engine]'"
 
 
 def check_loopback(host: str) -> None:
-    """Raises InvalidOption on an address that other machines can reach: there are no API keys yet."""
+    """Raises InvalidOption on an address that other machines can reach."""
     if not is_loopback(host):
         raise InvalidOption(
-            f"MILLRACE_HOST: expected a loopback address such as 127.0.0.1, got {host!r}: anybody who reaches the API "
-            "may use it, because there are no keys yet; put a proxy that authenticates before it"
+            f"expected a loopback address such as 127.0.0.1, got {host!r}: whoever reaches Flower may use it, because "
+            "it knows no keys; put a proxy that authenticates before it"
         )
 
 
@@ -65,13 +65,11 @@ def check_engine_packages(settings: Settings) -> None:
         raise ConfigurationError(f"models need {names}, which is not installed: run {INSTALL_ENGINE}")
 
 
+def api_url(settings: Settings) -> str:
+    scheme = "https" if settings.tls_certificate else "http"
+    return f"{scheme}://{http_host(settings.host)}:{settings.port}"
+
+
 def http_host(host: str) -> str:
     """As it stands in a URL."""
     return f"[{host}]" if ":" in host else host
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

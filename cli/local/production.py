@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from api.access.binding import check_binding
+from cli.local.access import check_access
 from cli.local.preflight import check_engine_packages, check_loopback
 from cli.local.report import JobProgress, Reporter
 from cli.local.up import BUILTIN_JOB, api_part, beat_part, builtin_model_part, flower_part, split_engines
@@ -89,7 +91,13 @@ def _register(settings: Settings) -> None:
 
 def api(settings: Settings) -> None:
     check_urls(settings)
-    check_loopback(settings.host)
+    check_access(settings)
+    assert settings.database_url is not None
+    database = Database(settings.database_url, pool_size=1)
+    try:
+        check_binding(settings, database)
+    finally:
+        database.close()
     _become(api_part(settings), settings)
 
 

@@ -4,20 +4,21 @@ The order: servers and engines, which do not know each other; then migrations; t
 wait for the built-in model where it has to be trained first.
 """
 
-import http.client
 import os
 import sys
 from collections.abc import Callable
 
+import httpx
 import msgspec
 import redis
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
-from cli.local.access import effective_auth
-from cli.local.preflight import check_engine_packages, check_loopback, check_ports, http_host
+from cli.local.access import check_access, effective_auth, prepare_access
+from cli.local.preflight import api_url, check_engine_packages, check_ports, http_host
 from cli.local.report import JobProgress, Reporter
 from cli.local.servers import check_installed, embedded_servers
+from core.access import is_loopback
 from core.errors import ConfigurationError, Interrupted, Unavailable
 from core.lifeline import PULSE_FILE_VARIABLE, PulseWatch, follow_parent
 from core.redis_url import client_url
@@ -41,7 +42,7 @@ def up(settings: Settings, with_flower: bool = True) -> None:
     """Returns when it was asked to stop and everything has. Raises a MillraceError when the start fails."""
     follow_parent()
     reporter = Reporter()
-    check_loopback(settings.host)
+    check_access(settings)
     check_engine_packages(settings)
     check_installed(settings)
     node_devices(settings)  # an unknown device is refused before anything starts
@@ -72,7 +73,7 @@ def _serve(settings: Settings, with_flower: bool, supervisor: Supervisor, report
 
 
 def _start(settings: Settings, with_flower: bool, supervisor: Supervisor, reporter: Reporter) -> None:
-    settings = msgspec.structs.replace(settings, auth=effective_auth(settings))
+    settings = msgspec.structs.replace(settings, auth=effective_auth(settings), api_key="")
     settings, servers = embedded_servers(settings, reporter.say)
     training = builtin_model_part(settings)
     engines, workers = split_engines(node_parts(settings, engine_after=tuple(part.name for part in training)))
@@ -81,6 +82,7 @@ def _start(settings: Settings, with_flower: bool, supervisor: Supervisor, report
     supervisor.launch([*training, *engines])
     supervisor.wait_ready([part.name for part in servers], on_tick=progress.follow)
     migrate(settings)
+    prepare_access(settings, reporter.say)
     supervisor.launch(workers)  # later than the engines, so that they stop first: what they run is written down
     supervisor.launch([beat_part(settings), api_part(settings), *([flower_part(settings)] if with_flower else [])])
     supervisor.wait_ready(on_tick=progress.follow)
@@ -156,25 +158,27 @@ def api_part(settings: Settings) -> Part:
         "api",
         python_argv("api.server", executable=sys.executable),
         env=settings_environment(settings),
-        ready=lambda: _answers(settings.host, settings.port, "/readyz"),
-        alive=lambda: _answers(settings.host, settings.port, "/healthz"),
+        ready=lambda: _answers(f"{api_url(settings)}/readyz"),
+        alive=lambda: _answers(f"{api_url(settings)}/healthz"),
         note=api_url(settings),
     )
 
 
 def flower_part(settings: Settings) -> Part:
-    options = (f"--address={settings.host}", f"--port={settings.flower_port}", f"--tasks-columns={FLOWER_COLUMNS}")
+    host = flower_host(settings)
+    options = (f"--address={host}", f"--port={settings.flower_port}", f"--tasks-columns={FLOWER_COLUMNS}")
     return Part(
         "flower",
         _celery("-A", "tasks.app", "flower", *options),
         env={**settings_environment(settings), **_without("FLOWER_")},
-        ready=lambda: _answers(settings.host, settings.flower_port, "/healthcheck"),
-        note=f"http://{http_host(settings.host)}:{settings.flower_port}",
+        ready=lambda: _answers(f"http://{http_host(host)}:{settings.flower_port}/healthcheck"),
+        note=f"http://{http_host(host)}:{settings.flower_port}",
     )
 
 
-def api_url(settings: Settings) -> str:
-    return f"http://{http_host(settings.host)}:{settings.port}"
+def flower_host(settings: Settings) -> str:
+    """It knows no keys, so it stays on this machine whatever the API does."""
+    return settings.host if is_loopback(settings.host) else "127.0.0.1"
 
 
 def _celery(*arguments: str) -> tuple[str, ...]:
@@ -185,15 +189,12 @@ def _without(prefix: str) -> dict[str, None]:
     return {name: None for name in os.environ if name.startswith(prefix)}
 
 
-def _answers(host: str, port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection(host, port, timeout=PROBE_SECONDS)
+def _answers(url: str) -> bool:
+    """The certificate is for the names that others use, not for the address that we ask."""
     try:
-        connection.request("GET", path)
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
+        return httpx.get(url, timeout=PROBE_SECONDS, verify=False, trust_env=False).is_success  # noqa: S501
+    except httpx.HTTPError:
         return False
-    finally:
-        connection.close()
 
 
 def _end_leftovers(instance: Instance, say: Callable[[str], None]) -> None:

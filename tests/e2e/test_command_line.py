@@ -57,7 +57,7 @@ def settings(builtin_model: Path) -> Iterator[Settings]:
     with temporary_data_directory() as data_path:
         shutil.copytree(builtin_model, data_path / "models" / BUILTIN_MODEL)
         port, flower_port = free_ports()
-        yield Settings(data_dir=str(data_path), port=port, flower_port=flower_port)
+        yield Settings(data_dir=str(data_path), port=port, flower_port=flower_port, auth="required")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ def test_loopback_addresses_are_accepted(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
-def test_other_addresses_are_refused_until_there_are_keys(host: str) -> None:
+def test_other_addresses_are_refused_where_no_keys_are_known(host: str) -> None:
     with pytest.raises(InvalidOption, match="expected a loopback address"):
         check_loopback(host)
 
