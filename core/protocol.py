@@ -80,6 +80,8 @@ class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     num_answers: how many answers to the same prompt; with a seed, answer i is drawn with seed + i.
     timeout_seconds: since its arrival at the engine; then it fails with code `deadline_exceeded`. None is never.
     prefix_scope: K/V of a prompt's beginning are shared only between requests of the same scope (a tenant, say).
+    is_alone: it begins when nothing else runs on the engine, for whatever model, is announced by `Begun`, and nothing
+    else begins until it has ended: should the engine die after `Begun`, nothing but this request can be to blame.
     """
 
     id: str
@@ -93,12 +95,13 @@ class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     num_answers: int = 1
     timeout_seconds: float | None = None
     prefix_scope: str = ""
+    is_alone: bool = False
 
 
 class Embed(msgspec.Struct, frozen=True, omit_defaults=True, tag="embed"):
     """Texts, or token ids, whose embeddings are wanted; answered by one `Embedded` or `Failed`.
 
-    dimensions: leading dimensions to keep, renormalised; None keeps all.
+    dimensions: leading dimensions to keep, renormalised; None keeps all.  is_alone: as of `Generate`.
     """
 
     id: str
@@ -108,6 +111,7 @@ class Embed(msgspec.Struct, frozen=True, omit_defaults=True, tag="embed"):
     dimensions: int | None = None
     priority: int = BULK_PRIORITY
     timeout_seconds: float | None = None
+    is_alone: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -161,6 +165,13 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     bytes: bytes
     logprob: float
     top: list[TopToken] = []
+
+
+class Begun(msgspec.Struct, frozen=True, tag="begun"):
+    """Of a request with `is_alone`: nothing else runs, and it begins a moment later, so that this has arrived by
+    then."""
+
+    id: str
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True, tag="delta"):
@@ -311,7 +322,11 @@ class EngineStats(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """session: counts the engine's clients; a client that was given up and speaks again has a new one."""
+    """session: counts the engine's clients; a client that was given up and speaks again has a new one.
+
+    version: of the protocol; 0 is an engine from before it was counted. understood: the fields that it reads of the
+    requests, as `core.understanding` names them.
+    """
 
     boot_id: str
     device: str
@@ -320,11 +335,13 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     stats: EngineStats
     session: int = 0
     takes_acks: bool = False
+    version: int = 0
+    understood: tuple[str, ...] = ()
 
 
 ClientMessage = Generate | Embed | Cancel | Load | Unload | Ack | Confirm | Ping
 Outcome = Finished | Embedded | Failed
-EngineMessage = Hello | Delta | Outcome
+EngineMessage = Hello | Begun | Delta | Outcome
 
 
 class ClientFrame(msgspec.Struct, frozen=True):

@@ -17,7 +17,6 @@ from core.protocol import (
     MODEL_LOADING,
     MODEL_READY,
     MODEL_UNLOADED,
-    ONLINE_PRIORITY,
     ModelStatus,
 )
 from engine.embedding.kind import told_kind
@@ -65,15 +64,15 @@ class HostedModel:
         failure.is_retryable = True  # what is missing may come: files, a hub, memory
         return failure
 
-    def can_admit(self, is_bulk_held: bool = False) -> bool:
+    def can_admit(self, lowest_priority: float) -> bool:
         priority = self.intake.best_priority
-        return self.runtime is not None and priority is not None and (priority >= ONLINE_PRIORITY or not is_bulk_held)
+        return self.runtime is not None and priority is not None and priority >= lowest_priority
 
-    def wait_seconds(self, is_bulk_held: bool = False) -> float | None:
+    def wait_seconds(self, lowest_priority: float) -> float | None:
         """How long until there is something to do for it; None is not before the next message."""
         if self.runtime is None:
             return None
-        return 0.0 if self.can_admit(is_bulk_held) else self.runtime.wait_seconds()
+        return 0.0 if self.can_admit(lowest_priority) else self.runtime.wait_seconds()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from types import FrameType
 from core.errors import MillraceError
 from core.lifeline import follow_parent
 from core.protocol import EngineStats, Hello
+from core.understanding import FIELDS, VERSION
 from engine.embedding.kind import holds_embedder
 from engine.link import Link, Patience
 from engine.models.weight_files import stored_bytes
@@ -71,7 +72,15 @@ def _serve(options: EngineOptions, inbox: "queue.SimpleQueue[Event]") -> None:
     registry = Registry(options.models, _loader(options), inbox.put, time.monotonic)
     for name in options.preload:
         registry.start_loading(registry.models[name])
-    hello = Hello(uuid.uuid4().hex, options.device, options.credits, registry.statuses(), EngineStats())
+    hello = Hello(
+        uuid.uuid4().hex,
+        options.device,
+        options.credits,
+        registry.statuses(),
+        EngineStats(),
+        version=VERSION,
+        understood=FIELDS,
+    )
     instruments = _instruments(options)
     patience = Patience(num_outcomes=_OUTCOMES_PER_CREDIT * options.credits)
     link = Link(options.endpoint, inbox.put, lambda: greeting(service.hello, instruments), patience=patience)

@@ -2,7 +2,8 @@
 
 Everything here runs on one thread. Between two steps at most `_INTAKE_SECONDS` go into looking at new requests, the
 most urgent first, so that tokenization of a thousand prompts stalls neither those who decode nor those who wait.
-Deadlines and cancels take effect between two steps, wherever the request is.
+Deadlines and cancels take effect between two steps, wherever the request is. Requests that run alone wait in the
+quarantine until no model has a request any more.
 """
 
 import logging
@@ -17,6 +18,8 @@ import msgspec
 
 from core.errors import Interrupted, InvalidRequest, MillraceError, ModelFailure, NotFound, Overloaded
 from core.protocol import (
+    ONLINE_PRIORITY,
+    Begun,
     Cancel,
     ClientMessage,
     Confirm,
@@ -31,6 +34,7 @@ from core.protocol import (
 )
 from engine.deadlines import Deadlines
 from engine.link import ClientLost, LinkBroken, Received
+from engine.quarantine import Quarantine
 from engine.registry import HostedModel, Loaded, Registry
 from engine.runtime import Arrival, Key, Reply, failed
 from engine.telemetry.instruments import Instruments
@@ -71,6 +75,8 @@ class Service:
         self._send = send
         self._turns = deque(registry.models.values())
         self._live: dict[Key, HostedModel] = {}
+        self._handed: set[Key] = set()  # those of them that a runtime has
+        self._quarantine = Quarantine(self._can_begin_alone)
         self._num_live: Counter[bytes] = Counter()
         self._deadlines = Deadlines()
         self._statistics = Statistics()
@@ -116,10 +122,13 @@ class Service:
 
     def _wait_seconds(self) -> float | None:
         """0 is that there is something to do now, None that there is nothing before the next event."""
-        waits = [model.wait_seconds(self._is_bulk_held) for model in self._turns]
+        now = self._clock()
+        lowest_priority = self._lowest_priority(now)
+        waits = [model.wait_seconds(lowest_priority) for model in self._turns]
+        waits.append(self._quarantine.wait_seconds(now, is_idle=not self._handed))
         if 0.0 in waits:
             return 0.0
-        waits.append(self._deadlines.wait_seconds(self._clock()))
+        waits.append(self._deadlines.wait_seconds(now))
         if self._is_bulk_held or self.hello.stats.completion_tokens_per_second:
             waits.append(_LOOK_SECONDS)
         return min((min(wait, _LONGEST_WAIT_SECONDS) for wait in waits if wait is not None), default=None)
@@ -194,7 +203,8 @@ class Service:
         self._num_live[arrival.client] += 1
         if arrival.deadline_seconds is not None:
             self._deadlines.add(arrival.key, arrival.deadline_seconds)
-        model.intake.push(arrival)
+        line = self._quarantine if arrival.request.is_alone else model.intake
+        line.push(arrival)
         self._registry.start_loading(model)
 
     def _checked(self, arrival: Arrival) -> HostedModel:
@@ -230,16 +240,37 @@ class Service:
             if model.runtime is not None:
                 model.runtime.hold_bulk(self._is_bulk_held)
 
+    def _lowest_priority(self, now: float) -> float:
+        """Of what may begin."""
+        lowest_priority = self._quarantine.lowest_priority(now)
+        return max(lowest_priority, ONLINE_PRIORITY) if self._is_bulk_held else lowest_priority
+
     def _admit(self) -> None:
+        lowest_priority = self._lowest_priority(self._clock())
         for model in self._turns:
             deadline = self._clock() + _INTAKE_SECONDS
-            while model.can_admit(self._is_bulk_held):
+            while model.can_admit(lowest_priority):
                 self._submit(model, model.intake.pop())
                 if self._clock() >= deadline:
                     break
+        self._admit_alone()
+
+    def _admit_alone(self) -> None:
+        if self._handed:
+            return
+        now = self._clock()
+        if (arrival := self._quarantine.pop(now)) is not None:
+            self._submit(self._live[arrival.key], arrival)
+        elif (arrival := self._quarantine.announce(now)) is not None:
+            self._outgoing[arrival.client].append(Begun(arrival.request.id))
+
+    def _can_begin_alone(self, arrival: Arrival) -> bool:
+        is_held = self._is_bulk_held and arrival.request.priority < ONLINE_PRIORITY
+        return self._live[arrival.key].runtime is not None and not is_held
 
     def _submit(self, model: HostedModel, arrival: Arrival) -> None:
         assert model.runtime is not None
+        self._handed.add(arrival.key)
         try:
             model.runtime.submit(arrival)
         except MillraceError as error:
@@ -286,13 +317,16 @@ class Service:
 
     def _withdraw(self, key: Key) -> None:
         """Take a request back from wherever it is."""
-        model = self._live[key]
+        model, is_handed = self._live[key], key in self._handed
         self._forget(key)
-        if not model.intake.remove(key) and model.runtime is not None:
+        model.intake.remove(key)
+        if is_handed and model.runtime is not None:
             model.runtime.cancel(key)
 
     def _forget(self, key: Key) -> None:
         del self._live[key]
+        self._handed.discard(key)
+        self._quarantine.remove(key)
         self._deadlines.remove(key)
         client = key[0]
         self._num_live[client] -= 1
@@ -322,7 +356,7 @@ class Service:
         return self._statistics.collect(
             [runtime.gauges() for runtime in runtimes],
             sum(runtime.num_slots for runtime in runtimes),
-            sum(len(model.intake) for model in self._turns),
+            sum(len(model.intake) for model in self._turns) + len(self._quarantine),
             now,
         )
 

@@ -123,9 +123,9 @@ class Scene:
         self.inbox.put(Received(client, list(messages), self.clock.now))
 
     def turn(self, times: int = 1) -> None:
-        """At most so many: a turn without anything to do would wait for a message."""
+        """At most so many: a turn without anything to do would wait for a message, or for time to pass."""
         for _ in range(times):
-            if not self.inbox.empty() or self.service._wait_seconds() is not None:
+            if not self.inbox.empty() or self.service._wait_seconds() == 0.0:
                 self.service.turn()
 
     def heat(self, celsius: float | None) -> None:

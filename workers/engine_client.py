@@ -3,7 +3,8 @@
 The client keeps at most as many requests in flight as the engine grants. Every submitted request gets exactly one
 outcome in its sink, unless it was cancelled first: outcomes are acknowledged, and ignored when they come again; the
 engine is asked about those that are long in coming; when it goes away, comes back with another boot id or had given
-this client up, what was in flight fails as `engine_lost`, which is retryable.
+this client up, what was in flight fails as `engine_lost`, which is retryable. What an engine of another release would
+not understand fails as `engine_outdated`, which is retryable too: this one may be replaced, and others may be newer.
 """
 
 import logging
@@ -25,6 +26,7 @@ from core.protocol import (
     HEARTBEAT_SECONDS,
     MODEL_LOADING,
     Ack,
+    Begun,
     Cancel,
     ClientFrame,
     ClientMessage,
@@ -41,6 +43,7 @@ from core.protocol import (
     decode_engine,
     encode,
 )
+from core.understanding import VERSION, missing_fields
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +51,11 @@ SILENCE_SECONDS = 10 * HEARTBEAT_SECONDS
 PAUSE_SECONDS = 0.8 * CLIENT_SILENCE_SECONDS  # the engine cancels what a client silent for all of it has in flight
 LOOK_SECONDS = 0.2  # whether a shutdown has begun
 ENGINE_LOST = "engine_lost"
+ENGINE_OUTDATED = "engine_outdated"
 INTERRUPTED = "interrupted"
 _NOT_ENCODABLE = (OverflowError, RecursionError, TypeError, ValueError)
 
-Answer = Delta | Outcome
+Answer = Begun | Delta | Outcome
 Request = Generate | Embed
 Sink = Callable[[Answer], None]
 
@@ -222,7 +226,7 @@ class EngineClient:
             self._greet(message)
             return
         sink = self._sinks.get(message.id)
-        if not isinstance(message, Delta):
+        if not isinstance(message, Begun | Delta):
             self._in_flight.pop(message.id, None)
             self._sinks.pop(message.id, None)
             self._acks.append(message.id)
@@ -238,6 +242,11 @@ class EngineClient:
             self._lose("had given this process up", INTERRUPTED)
         if known is None or (known.boot_id, known.session) != (hello.boot_id, hello.session):
             self._must_introduce = True
+            if hello.version != VERSION:
+                logger.warning(
+                    "engine at %s speaks version %d of the protocol, this process %d; requests that need what the "
+                    "engine does not know fail", self._endpoint, hello.version, VERSION,
+                )  # fmt: skip
         with self._changed:
             self._hello = hello
             self._changed.notify_all()
@@ -300,13 +309,27 @@ class EngineClient:
 
     def _due_requests(self) -> list[ClientMessage]:
         due: list[ClientMessage] = []
-        granted = 0 if self._hello is None else self._hello.credits
-        while self._waiting and len(self._in_flight) < granted:
+        if self._hello is None:
+            return due
+        while self._waiting and len(self._in_flight) < self._hello.credits:
             request = self._waiting.popleft()
-            if request.id in self._sinks:  # else cancelled while it waited
-                self._in_flight[request.id] = self._clock()
-                due.append(request)
+            if request.id not in self._sinks:  # cancelled while it waited
+                continue
+            if missing := missing_fields(request, self._hello):
+                self._refuse(request, missing)
+                continue
+            self._in_flight[request.id] = self._clock()
+            due.append(request)
         return due
+
+    def _refuse(self, request: Request, missing: Sequence[str]) -> None:
+        message = (
+            f"the engine is of another release and does not know {', '.join(missing)}, which this request asks for; "
+            "restart the engine from this release"
+        )
+        sink = self._sinks.pop(request.id, None)
+        if sink is not None:
+            sink(Failed(request.id, ENGINE_OUTDATED, message, is_retryable=True))
 
     def _put_back(self, messages: Sequence[ClientMessage]) -> None:
         requests = [message for message in messages if isinstance(message, Generate | Embed)]

@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from core.protocol import Ack, Confirm, Embed, Embedded, EngineFrame, Failed, Finished, Generate, Ping
+from core.protocol import Ack, Confirm, Embed, Embedded, EngineFrame, Failed, Finished, Generate, Ping, Sampling
 from tests.engine_process import engine_client, engine_process
 from tests.engine_wire import Frame, Wire, engine_of_old, lossy_wire
 from tests.polling import until
@@ -163,6 +163,28 @@ def test_an_engine_that_cannot_read_acknowledgements_gets_none(tmp_path: Path) -
         until(lambda: sum(isinstance(message, Ping) for message in heard) > 2)
     # Then it hears no acknowledgement, and no question
     assert not any(isinstance(message, Ack | Confirm) for message in heard)
+
+
+def test_what_an_engine_of_an_earlier_release_would_skip_is_refused_here(tmp_path: Path) -> None:
+    # Given an engine that knows neither JSON schemas nor requests that run alone
+    answers: SimpleQueue[Answer] = SimpleQueue()
+    endpoint = f"ipc://{tmp_path}/engine"
+    with engine_of_old(endpoint) as heard, running(endpoint) as client:
+        # When requests of all kinds are submitted
+        asking = [
+            Generate("plain", "m", Sampling(temperature=0.5), text="x"),
+            Generate("schema", "m", Sampling(json_schema="{}"), text="x"),
+            Generate("alone", "m", text="x", is_alone=True),
+        ]
+        client.submit(asking, answers.put)
+        outcomes = {answer.id: answer for answer in take(answers, 3)}
+    # Then it is asked what it understands, and the others fail with what is missing, for another try elsewhere
+    assert [message.id for message in heard if isinstance(message, Generate)] == ["plain"]
+    for name, field in (("schema", "Sampling.json_schema"), ("alone", "Generate.is_alone")):
+        outcome = outcomes[name]
+        assert isinstance(outcome, Failed)
+        assert (outcome.code, outcome.is_retryable) == ("engine_outdated", True)
+        assert field in outcome.message
 
 
 def test_a_client_that_was_given_up_runs_again_what_it_had_in_flight(tmp_path: Path) -> None:

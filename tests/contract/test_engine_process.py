@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import zmq
 
-from core.protocol import Cancel, Failed, Finished, Generate, Load, Ping, Sampling, Unload
+from core.protocol import Begun, Cancel, Failed, Finished, Generate, Load, Ping, Sampling, Unload
 from tests.engine_models import save_tiny_model
 from tests.engine_process import DEADLINE_SECONDS, EngineClient, engine_client, engine_process
 
@@ -227,6 +227,29 @@ def test_clients_with_the_same_request_ids_do_not_disturb_each_other(endpoint: s
         assert isinstance(other.outcome("same"), Finished)
         client.send(Cancel(["same"]))
         assert isinstance(client.outcome("same"), Failed)
+
+
+@both
+def test_a_request_that_runs_alone_is_announced_and_answered(client: EngineClient, model: str) -> None:
+    alone = [Generate(f"alone {number}", model, SHORT, text="the wheel", is_alone=True) for number in range(2)]
+    answers = client.ask(Generate("other", model, SHORT, text="the wheel"), *alone)
+    texts = {answer.text for answer in answers if isinstance(answer, Finished)}
+    assert (len(answers), len(texts)) == (3, 1)
+    assert [m.id for m in client.received if isinstance(m, Begun)] == ["alone 0", "alone 1"]
+
+
+def test_the_announcement_arrives_before_the_engine_dies_of_what_it_announces(tmp_path: Path) -> None:
+    # Given a model that some prompts take down
+    endpoint = f"ipc://{tmp_path}/socket"
+    arguments = ["--model", "bad=null:0!poison", "--preload", "bad"]
+    with engine_process(endpoint, *arguments) as process, engine_client(endpoint) as client:
+        client.wait_until_ready("bad")
+        # When one of two requests that run alone does
+        client.send(*(Generate(f"{n}", "bad", text=f"{n} poison", is_alone=True) for n in range(2)))
+        assert process.wait(DEADLINE_SECONDS) != 0
+        # Then the client has heard which one began
+        client.wait_for(lambda message: isinstance(message, Begun))
+        assert [m.id for m in client.received if isinstance(m, Begun)] == ["0"]
 
 
 @pytest.mark.parametrize("model", ["endless", "slow"])

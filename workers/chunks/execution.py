@@ -17,7 +17,18 @@ from queue import Empty, SimpleQueue
 from core.errors import InvalidRequest, LeaseLost, Unavailable
 from core.job import ServiceClass
 from core.openai.request import parse_request, to_message
-from core.protocol import BULK_PRIORITY, ONLINE_PRIORITY, Delta, Embed, Embedded, Failed, Finished, Generate, Hello
+from core.protocol import (
+    BULK_PRIORITY,
+    ONLINE_PRIORITY,
+    Begun,
+    Delta,
+    Embed,
+    Embedded,
+    Failed,
+    Finished,
+    Generate,
+    Hello,
+)
 from db import chunks
 from db.chunks import Crash, Lease, Outcome, Request, Retry
 from db.connection import Database
@@ -175,6 +186,8 @@ class Execution:
             return
 
     def _take(self, answer: Answer) -> None:
+        if isinstance(answer, Begun):
+            return
         if isinstance(answer, Delta):
             self._deltas.take(self._in_flight[answer.id].index, answer)
             return

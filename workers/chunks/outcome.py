@@ -16,6 +16,7 @@ _STATUS_OF_CODE = {
     "unsupported_parameter": 400,
     "model_not_found": 404,
     "model_not_loaded": 503,
+    "engine_outdated": 503,
     "deadline_exceeded": 504,
 }
 SERVER_ERROR = 500

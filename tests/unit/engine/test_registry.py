@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from core.errors import ModelFailure
-from core.protocol import ONLINE_PRIORITY, Generate
+from core.protocol import BULK_PRIORITY, ONLINE_PRIORITY, Generate
 from engine.null import NullModel
 from engine.registry import RETRY_SECONDS, HostedModel, Loaded, Registry
 from engine.runtime import Arrival, Runtime
@@ -102,11 +102,11 @@ def test_bulk_work_that_is_held_is_no_work_at_the_door() -> None:
     scene.registry.start_loading(scene.model)
     model = scene.settle()
     model.intake.push(Arrival(b"c", Generate("bulk", "m", text="x"), 0.0))
-    assert (model.can_admit(), model.wait_seconds()) == (True, 0.0)
+    assert (model.can_admit(BULK_PRIORITY), model.wait_seconds(BULK_PRIORITY)) == (True, 0.0)
     # When bulk work is held, there is nothing to do for it until something urgent comes
-    assert (model.can_admit(is_bulk_held=True), model.wait_seconds(is_bulk_held=True)) == (False, None)
+    assert (model.can_admit(ONLINE_PRIORITY), model.wait_seconds(ONLINE_PRIORITY)) == (False, None)
     model.intake.push(Arrival(b"c", Generate("urgent", "m", text="x", priority=ONLINE_PRIORITY), 0.0))
-    assert (model.can_admit(is_bulk_held=True), model.wait_seconds(is_bulk_held=True)) == (True, 0.0)
+    assert (model.can_admit(ONLINE_PRIORITY), model.wait_seconds(ONLINE_PRIORITY)) == (True, 0.0)
 
 
 def test_a_registry_that_is_closed_loads_nothing_more() -> None:

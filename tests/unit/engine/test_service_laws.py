@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from core.protocol import (
     Ack,
+    Begun,
     Cancel,
     ClientFrame,
     ClientMessage,
@@ -24,6 +25,7 @@ from core.protocol import (
     encode,
 )
 from engine.link import _decode
+from engine.quarantine import NOTICE_SECONDS
 from tests.engine_scene import Scene
 
 NUM_TURNS_AT_MOST = 500
@@ -42,11 +44,11 @@ MESSAGES = st.one_of(st.none(), st.lists(st.dictionaries(st.text(max_size=5), JS
 TEXTS = st.one_of(st.none(), st.sampled_from(["", "x", "odd"]))
 GENERATES = st.builds(
     Generate, IDS, MODELS, SAMPLINGS, messages=MESSAGES, text=TEXTS, priority=PRIORITIES, timeout_seconds=TIMEOUTS,
-    num_answers=st.integers(-2, 3), stream=st.booleans(),
+    num_answers=st.integers(-2, 3), stream=st.booleans(), is_alone=st.booleans(),
 )  # fmt: skip
 EMBEDS = st.builds(
     Embed, IDS, MODELS, texts=st.one_of(st.none(), st.lists(st.text(max_size=3), max_size=2)), priority=PRIORITIES,
-    timeout_seconds=TIMEOUTS, dimensions=st.one_of(st.none(), st.integers(-2, 2)),
+    timeout_seconds=TIMEOUTS, dimensions=st.one_of(st.none(), st.integers(-2, 2)), is_alone=st.booleans(),
 )  # fmt: skip
 ORDERS = st.one_of(
     st.builds(Load, MODELS), st.builds(Unload, MODELS), st.builds(Cancel, st.lists(IDS, max_size=3)),
@@ -72,11 +74,11 @@ def test_every_request_has_exactly_one_outcome(frames: list[tuple[bytes, list[Cl
         scene.post(*decode_client(encode(ClientFrame(messages))).messages, client=client)
         num_asked.update((client, name) for name in asked(messages))
         num_questions.update((client, n) for m in messages if isinstance(m, Cancel | Confirm) for n in m.ids)
-        scene.turn(num_turns)
+        pass_turns(scene, num_turns)
     settle(scene)
     # Then there are as many outcomes as requests, and more only where somebody cancelled or asked about none
     num_ended = Counter(
-        (client, m.id) for client, sent in scene.sent.items() for m in sent if not isinstance(m, Delta | Hello)
+        (client, m.id) for client, sent in scene.sent.items() for m in sent if not isinstance(m, Begun | Delta | Hello)
     )
     for key in num_asked | num_ended:
         assert num_asked[key] <= num_ended[key] <= num_asked[key] + num_questions[key]
@@ -85,11 +87,41 @@ def test_every_request_has_exactly_one_outcome(frames: list[tuple[bytes, list[Cl
     scene.close()
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.booleans(), PRIORITIES, st.integers(0, 5), st.booleans())))
+def test_nothing_runs_beside_a_request_that_runs_alone(requests: list[tuple[str, bool, int, int, bool]]) -> None:
+    # Given requests of two models, some of which run alone and some of which are cancelled a few turns later
+    scene = Scene()
+    is_alone = {(b"c", str(number)): request[1] for number, request in enumerate(requests)}
+    for number, (model, alone, priority, num_turns, is_cancelled) in enumerate(requests):
+        scene.post(Generate(str(number), model, text="x", priority=priority, is_alone=alone))
+        # When turns pass, whatever comes meanwhile
+        for _ in range(num_turns):
+            pass_turns(scene, 1)
+            # Then one that runs alone is all that models have
+            handed = scene.service._handed
+            assert len(handed) <= 1 or not any(is_alone[key] for key in handed)
+        if is_cancelled:
+            scene.post(Cancel([str(number)]))
+    # And all end, those that were not cancelled with their answer
+    settle(scene)
+    assert set(scene.finished()) | set(scene.failures()) == {name for _, name in is_alone}
+    assert set(scene.failures()) <= {str(number) for number, request in enumerate(requests) if request[4]}
+    scene.close()
+
+
+def pass_turns(scene: Scene, count: int) -> None:
+    for _ in range(count):
+        scene.turn()
+        scene.clock.now += NOTICE_SECONDS / 2
+
+
 def settle(scene: Scene) -> None:
     """Until every request has ended; models that were unloaded load again on their thread."""
     for _ in range(NUM_TURNS_AT_MOST):
         if not scene.service._live and scene.inbox.empty():
             return
+        scene.clock.now += min(scene.service._wait_seconds() or 0.0, NOTICE_SECONDS)
         scene.service.turn()
     raise AssertionError(f"expected all requests to end, left are {scene.service._live}")
 
