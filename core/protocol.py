@@ -325,7 +325,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """session: counts the engine's clients; a client that was given up and speaks again has a new one.
 
     version: of the protocol; 0 is an engine from before it was counted. understood: the fields that it reads of the
-    requests, as `core.understanding` names them.
+    requests, as `FIELDS` names them.
     """
 
     boot_id: str
@@ -351,6 +351,9 @@ class ClientFrame(msgspec.Struct, frozen=True):
 class EngineFrame(msgspec.Struct, frozen=True):
     messages: list[EngineMessage]
 
+
+VERSION = 1
+FIELDS = tuple(f"{kind.__name__}.{name}" for kind in (Generate, Embed, Sampling) for name in kind.__struct_fields__)
 
 _encoder = msgspec.msgpack.Encoder()
 _client_decoder = msgspec.msgpack.Decoder(ClientFrame)

@@ -20,8 +20,8 @@ from core.protocol import (
     ModelStatus,
 )
 from engine.embedding.kind import told_kind
-from engine.intake import Intake
 from engine.runtime import Runtime
+from engine.waiting.intake import Intake
 
 logger = logging.getLogger(__name__)
 

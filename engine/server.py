@@ -18,8 +18,7 @@ from types import FrameType
 
 from core.errors import MillraceError
 from core.lifeline import follow_parent
-from core.protocol import EngineStats, Hello
-from core.understanding import FIELDS, VERSION
+from core.protocol import FIELDS, VERSION, EngineStats, Hello
 from engine.embedding.kind import holds_embedder
 from engine.link import Link, Patience
 from engine.models.weight_files import stored_bytes

@@ -32,13 +32,13 @@ from core.protocol import (
     Load,
     Unload,
 )
-from engine.deadlines import Deadlines
 from engine.link import ClientLost, LinkBroken, Received
-from engine.quarantine import Quarantine
 from engine.registry import HostedModel, Loaded, Registry
 from engine.runtime import Arrival, Key, Reply, failed
 from engine.telemetry.instruments import Instruments
 from engine.telemetry.statistics import Statistics
+from engine.waiting.deadlines import Deadlines
+from engine.waiting.quarantine import Quarantine
 
 logger = logging.getLogger(__name__)
 

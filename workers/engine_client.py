@@ -25,6 +25,7 @@ from core.protocol import (
     CONFIRM_SECONDS,
     HEARTBEAT_SECONDS,
     MODEL_LOADING,
+    VERSION,
     Ack,
     Begun,
     Cancel,
@@ -43,7 +44,7 @@ from core.protocol import (
     decode_engine,
     encode,
 )
-from core.understanding import VERSION, missing_fields
+from workers.understanding import missing_fields
 
 logger = logging.getLogger(__name__)
 

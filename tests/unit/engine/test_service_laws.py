@@ -25,7 +25,7 @@ from core.protocol import (
     encode,
 )
 from engine.link import _decode
-from engine.quarantine import NOTICE_SECONDS
+from engine.waiting.quarantine import NOTICE_SECONDS
 from tests.engine_scene import Scene
 
 NUM_TURNS_AT_MOST = 500

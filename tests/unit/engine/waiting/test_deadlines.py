@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.deadlines import Deadlines
 from engine.runtime import Key
+from engine.waiting.deadlines import Deadlines
 
 KEYS = st.sampled_from([(b"c", str(number)) for number in range(8)])
 TIMES = st.integers(0, 20).map(float)

@@ -6,10 +6,7 @@ answered without a word as if it had not asked.
 
 import msgspec
 
-from core.protocol import Embed, Generate, Hello, Sampling
-
-VERSION = 1
-FIELDS = tuple(f"{kind.__name__}.{field}" for kind in (Generate, Embed, Sampling) for field in kind.__struct_fields__)
+from core.protocol import FIELDS, Embed, Generate, Hello, Sampling
 
 
 def _named(kind: type[Generate | Embed | Sampling], fields: str) -> frozenset[str]:

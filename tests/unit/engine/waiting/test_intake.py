@@ -3,8 +3,8 @@
 import pytest
 
 from core.protocol import Generate
-from engine.intake import Intake
 from engine.runtime import Arrival
+from engine.waiting.intake import Intake
 
 
 def arrival(name: str, priority: int = 0) -> Arrival:

@@ -4,7 +4,7 @@ import pytest
 
 from core.protocol import Begun, Cancel, Embed, Load, Unload
 from engine.link import ClientLost
-from engine.quarantine import NOTICE_SECONDS, PATIENCE_SECONDS
+from engine.waiting.quarantine import NOTICE_SECONDS, PATIENCE_SECONDS
 from tests.engine_scene import LIMIT_CELSIUS, Scene, Stepper, ask
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from core.protocol import Embed, EngineStats, Generate, Hello, Sampling
-from core.understanding import FIELDS, VERSION, missing_fields
+from core.protocol import FIELDS, VERSION, Embed, EngineStats, Generate, Hello, Sampling
+from workers.understanding import missing_fields
 
 PLAIN = Generate("x", "m", Sampling(temperature=0.5, max_tokens=3), text="hi", prefix_scope="tenant")
 DEMANDING = Generate("x", "m", Sampling(min_p=0.1, logit_bias={3: 1.0}), text="hi", is_alone=True)
