@@ -1,6 +1,7 @@
-"""Runs one chunk: the task behind every online answer and every batch row."""
+"""Runs chunks: the task behind every online answer and every batch row."""
 
 import logging
+import time
 
 from celery import shared_task
 
@@ -13,19 +14,24 @@ from tasks.upkeep import finalizing
 
 logger = logging.getLogger(__name__)
 
+TURN_SECONDS = 1.0  # a message costs as much as hundreds of short rows: it is good for several chunks
+
 
 @shared_task(name=RUN_CHUNK)
 def run_chunk(model: str, chunk: str, service_class: str) -> None:
-    """A wake-up: claims the best waiting chunk of the class and runs it; `model` and `chunk` say which was meant."""
+    """A wake-up: claims the best waiting chunk of the class and runs it, then the next, as long as its turn lasts;
+    `model` and `chunk` say which was meant."""
     services = current()
     if services.chunks is None:
         raise ConfigurationError(f"this worker has no engine, but got chunk {chunk} of {model}: check its queues")
-    run = services.chunks.run(ServiceClass(service_class))
-    if run is None:
-        return
-    if run.is_closed:
-        _close(services, ServiceClass(service_class), run)
-    dispatcher.refill(services)
+    wanted = ServiceClass(service_class)
+    turn_ends_at = time.monotonic() + (TURN_SECONDS if wanted is ServiceClass.BATCH else 0.0)
+    while (run := services.chunks.run(wanted)) is not None:
+        if run.is_closed:
+            _close(services, wanted, run)
+        dispatcher.refill(services)
+        if not run.is_done or time.monotonic() >= turn_ends_at:
+            return
 
 
 def _close(services: Services, service_class: ServiceClass, run: ChunkRun) -> None:

@@ -13,7 +13,7 @@ import psutil
 from celery import signals
 from redis import Redis
 
-from core import logs
+from core import logs, memory
 from core.lifeline import pulse_path
 from core.redis_url import client_url
 from core.settings import Settings, load_settings
@@ -101,6 +101,7 @@ def _start(**_: Any) -> None:
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def _report_ready(**_: Any) -> None:
+    memory.settle()
     path = os.environ.get(READY_FILE_VARIABLE)
     if path is not None:
         Path(path).touch()
