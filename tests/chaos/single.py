@@ -40,6 +40,7 @@ class Single:
     database_url: str
     redis_url: str
     expected: dict[str, dict[str, str]] = field(default_factory=dict)
+    compared: set[str] = field(default_factory=set)
 
     @property
     def facts(self) -> Facts:
@@ -54,15 +55,21 @@ class Single:
     def submit(self, num_rows: int, model: str = MODEL) -> str:
         rows = chat_rows(num_rows, model, f"batch {len(self.expected)} question")
         job = submit(self.url, rows)
-        self.expected[job] = {str(row["custom_id"]): expected_answer(row) for row in rows}
+        self.remember(job, rows)
         return job
 
+    def remember(self, job: str, rows: list[dict[str, object]]) -> None:
+        self.expected[job] = {str(row["custom_id"]): expected_answer(row) for row in rows}
+
     def finish(self, max_attempts: int = 2) -> Differences:
-        """Waits for the end of all batches and compares them."""
+        """Waits for the end of all batches and compares those that were not compared before."""
         until(self.is_over)
+        until(self.answers)
         found = Differences()
         for job in self.facts.ended(self.expected):
-            found.add(differences(job, max_attempts))
+            if job.name not in self.compared:
+                found.add(differences(job, max_attempts))
+                self.compared.add(job.name)
         return found
 
     def is_over(self) -> bool:
@@ -96,6 +103,11 @@ class Single:
             return httpx.get(f"{self.url}/readyz", timeout=5).is_success
         except httpx.HTTPError:
             return False
+
+    def half_files(self) -> list[str]:
+        """What is left in the file store of files that were never finished."""
+        folder = Path(self.up.settings.file_store.removeprefix("file://"))
+        return [path.name for path in folder.iterdir() if path.suffix == ".part"]
 
     def flush_redis(self) -> None:
         with redis.Redis.from_url(client_url(self.redis_url)) as client:
