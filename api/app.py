@@ -16,6 +16,7 @@ from api.access.body import BodyLimit
 from api.access.gate import Gate
 from api.access.keyring import KeyRing
 from api.access.scopes import public_paths
+from api.broker import Broker
 from api.codecs import Codecs
 from api.context import Context
 from api.draining import Drain, Draining
@@ -44,7 +45,8 @@ def build_context(settings: Settings) -> Context:
     messages = Messages(create_app(settings))
     files = open_file_store(settings.file_store, database)
     codecs = Codecs(settings.model_sources, settings.max_context_tokens)
-    return Context(settings, database, files, redis, messages, KeyRing(database), codecs)
+    broker = Broker(redis, messages)
+    return Context(settings, database, files, redis, messages, KeyRing(database), codecs, broker)
 
 
 def allowed_hosts(settings: Settings) -> list[str]:

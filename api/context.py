@@ -10,6 +10,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from api.access.keyring import KeyRing
 from api.access.scopes import get_identity
+from api.broker import Broker
 from api.codecs import Codecs
 from core.access import Identity
 from core.settings import Settings
@@ -27,6 +28,7 @@ class Context:
     messages: Messages
     keys: KeyRing
     codecs: Codecs
+    broker: Broker
 
 
 def get_context(request: Request) -> Context:

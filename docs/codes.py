@@ -59,6 +59,11 @@ CODES = (
     ("overloaded", f"{HTTP}, {LOG}", "Full; try again after `Retry-After` seconds."),
     ("request_failed", COMMAND, "The server answered with an error; the message is its own."),
     ("request_too_large", HTTP, "Status 413: the body or the file is larger than the limit."),
+    (
+        "stream_interrupted",
+        HTTP,
+        "In the last event of a stream: the engine stopped in the middle of the answer; another run would differ.",
+    ),
     ("too_many_requests", REFUSED, "The file has more requests than one batch may have."),
     ("unavailable", HTTP, "PostgreSQL, Redis or an engine is away; try again after `Retry-After` seconds."),
     ("unknown_url", HTTP, "There is no such route."),

@@ -2,10 +2,11 @@
 
 from fastapi import APIRouter, Request, Response
 
-from api.access.scopes import SUBMIT
+from api.access.scopes import READ, SUBMIT
 from api.context import Ctx, Tenant
 from api.idempotency import Once
 from api.openai import online
+from api.openai.resuming import resume
 from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT
 
 router = APIRouter(tags=["completions"])
@@ -31,3 +32,16 @@ async def create_chat_completion(context: Ctx, tenant: Tenant, request: Request,
 @router.post(TEXT_ENDPOINT, summary="Continue a text", openapi_extra=_EXAMPLE, dependencies=[SUBMIT])
 async def create_completion(context: Ctx, tenant: Tenant, request: Request, once: Once) -> Response:
     return await online.answer(context, tenant, request, TEXT_ENDPOINT, once)
+
+
+@router.get(f"{CHAT_ENDPOINT}/{{answer_id}}/events", summary="Read on in a streamed conversation", dependencies=[READ])
+async def resume_chat_completion(context: Ctx, tenant: Tenant, request: Request, answer_id: str) -> Response:
+    """The events behind the one that the header `Last-Event-ID` (or the parameter `last_event_id`) names; all of them
+    without it. `answer_id` stands in every chunk."""
+    return await resume(context, tenant, request, CHAT_ENDPOINT, answer_id)
+
+
+@router.get(f"{TEXT_ENDPOINT}/{{answer_id}}/events", summary="Read on in a streamed text", dependencies=[READ])
+async def resume_completion(context: Ctx, tenant: Tenant, request: Request, answer_id: str) -> Response:
+    """As for conversations."""
+    return await resume(context, tenant, request, TEXT_ENDPOINT, answer_id)

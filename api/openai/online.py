@@ -1,55 +1,61 @@
-"""An online request: a job of one request, whose answer is waited for.
+"""An online request: a job of one request, whose answer is waited for, or told while it grows.
 
-The request is committed before it is sent, so it is run like any other; a Redis stream wakes the waiter, who reads the
-answer from PostgreSQL. Whoever leaves, or waits too long, cancels; but a request with an Idempotency-Key goes on when
-its client leaves, and whoever repeats it waits for the same job.
+The request is committed before it is sent, so it is run like any other. Whoever leaves, or waits too long, cancels; but
+a request with an Idempotency-Key goes on when its client leaves, and whoever repeats it waits for the same job; one
+with `resume_seconds` goes on so long.
 """
 
 import logging
+from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import timedelta
 
-from anyio import CancelScope, current_time, sleep
+from anyio import CancelScope, move_on_after
 from fastapi import Request, Response
-from redis.exceptions import RedisError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.context import Context
-from api.errors import SERVER_ERROR, error_response
+from api.errors import error_response
 from api.prompts import count_prompt_tokens
-from core.errors import Interrupted, InvalidRequest, NotFound, Unsupported
-from core.job import TERMINAL_JOB_STATES, JobState, ServiceClass
-from core.openai.completion import CompletionRequest
-from core.openai.request import check_kind, parse_request
-from db import idempotency, jobs, models, results
+from api.streaming.following import Ended, follow
+from api.streaming.leaving import unless_left
+from api.streaming.narration import Narrator, first_failure
+from api.streaming.response import AnswerStream, Ending, failed_response, too_late
+from core.errors import InvalidRequest, NotFound
+from core.job import TERMINAL_JOB_STATES, JobState
+from core.openai.chunks import Heading, whole_body
+from core.openai.completion import CompletionRequest, StreamOptions
+from core.openai.progress import new_progress, parse_progress
+from core.openai.request import InferenceRequest, check_kind, parse_request
+from db import idempotency, jobs, models, online, results
 from db.idempotency import Key
 from db.jobs import NewOnlineRequest
-from db.tables import JobRow, OutcomeRow
-from tasks.relay import answer_stream
+from db.tables import JobRow
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
-PAUSE_SECONDS = 0.05
 EXPIRY_MARGIN_SECONDS = 30.0  # whoever waits gives up first
 CLIENT_CLOSED_REQUEST = 499
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    job: JobRow
+    parsed: InferenceRequest
 
 
 async def answer(context: Context, tenant: str, request: Request, endpoint: str, once: Key | None) -> Response:
     _check_content_type(request)
     body = await request.body()
-    job = await run_in_threadpool(_submit, context, tenant, endpoint, body, once)
-    outcome = None
-    will_return = False
-    try:
-        await run_in_threadpool(context.messages.wake_up, ServiceClass.ONLINE, job.model or "", f"{job.public_id}#0")
-        outcome = await _wait(context, request, job)
-        will_return = once is not None
-    finally:
-        if outcome is None and not will_return:  # nobody waits any more, whatever the reason
-            with CancelScope(shield=True):
-                await run_in_threadpool(_cancel, context, job)
-    return _response(outcome)
+    await context.broker.check()
+    submitted = await run_in_threadpool(_submit, context, tenant, endpoint, body, once)
+    await context.broker.wake_up(submitted.job)
+    ending = _ending(context, submitted, is_repeatable=once is not None)
+    job, parsed = submitted.job, submitted.parsed
+    if isinstance(parsed, CompletionRequest) and parsed.streaming is not None:
+        return AnswerStream(context, job, narrate(job, parsed, None), ending)
+    return await _whole_answer(context, request, job, ending)
 
 
 def _check_content_type(request: Request) -> None:
@@ -59,44 +65,74 @@ def _check_content_type(request: Request) -> None:
         raise InvalidRequest(f"expected Content-Type application/json, got {content_type!r}", param="content-type")
 
 
-def _response(outcome: OutcomeRow | None) -> Response:
-    if outcome is None:
+def narrate(job: JobRow, parsed: CompletionRequest, last_event_id: str | None) -> Narrator:
+    """Raises InvalidRequest where the id is not of an event of this answer."""
+    num_choices = job.num_requests * parsed.num_answers
+    progress = parse_progress(last_event_id, num_choices) if last_event_id else new_progress(num_choices)
+    options = parsed.streaming or StreamOptions()
+    created = int(job.created_at.timestamp())
+    heading = Heading(job.endpoint or "", f"{job.public_id}-0", parsed.model, created, options)
+    return Narrator(heading, job.num_requests, parsed.num_answers, progress)
+
+
+def _ending(context: Context, submitted: Submitted, *, is_repeatable: bool) -> Ending:
+    """is_repeatable: whoever comes again with the same Idempotency-Key finds the job."""
+    job, parsed = submitted.job, submitted.parsed
+
+    async def left() -> None:
+        if not is_repeatable:
+            await run_in_threadpool(let_go, context, job, parsed)
+
+    async def failed() -> None:
+        await run_in_threadpool(cancel, context, job)
+
+    return Ending(left, failed)
+
+
+async def _whole_answer(context: Context, request: Request, job: JobRow, ending: Ending) -> Response:
+    ended: Ended | None = None
+    has_left = False
+    try:
+        ended = await unless_left(request.receive, lambda: _wait(context, job))
+        has_left = ended is None
+    finally:
+        if ended is None:  # nobody waits any more, whatever the reason
+            with CancelScope(shield=True):
+                await (ending.left() if has_left else ending.failed())
+    if ended is None:
         return error_response(CLIENT_CLOSED_REQUEST, "client_closed_request", "the client closed the connection")
-    if outcome.status_code is None:
-        return error_response(SERVER_ERROR, "not_executed", "the request was stopped before it could run")
-    return Response(outcome.body, status_code=outcome.status_code, media_type="application/json")
+    failure = first_failure(ended.outcomes)
+    if failure is not None:
+        return failed_response(failure)
+    return Response(whole_body([outcome.body for outcome in ended.outcomes]), media_type="application/json")
 
 
-def _submit(context: Context, tenant: str, endpoint: str, body: bytes, once: Key | None) -> JobRow:
+async def _wait(context: Context, job: JobRow) -> Ended:
+    """Raises Interrupted when it takes too long."""
+    seconds = context.settings.online_timeout_seconds
+    with move_on_after(seconds):
+        async with aclosing(follow(context, job)) as tellings:
+            async for told in tellings:
+                if isinstance(told, Ended):
+                    return told
+    raise too_late(seconds)
+
+
+def _submit(context: Context, tenant: str, endpoint: str, body: bytes, once: Key | None) -> Submitted:
     parsed = parse_request(endpoint, body)
-    if parsed.streaming is not None:
-        raise Unsupported("stream=True is not offered; leave it out", param="stream")
     if isinstance(parsed, CompletionRequest):
         count_prompt_tokens(context, parsed.model, parsed)
-    lifetime = timedelta(seconds=context.settings.online_timeout_seconds + EXPIRY_MARGIN_SECONDS)
-    online = NewOnlineRequest(
-        endpoint=endpoint, model=parsed.model, body=body.decode(), expires_after=lifetime, tenant=tenant
+    wanted = NewOnlineRequest(
+        endpoint=endpoint, model=parsed.model, body=body.decode(), expires_after=lifetime(context), tenant=tenant
     )
     with context.database.begin() as session:
         earlier = _earlier(session, tenant, once)
         if earlier is not None:
-            return earlier
+            return Submitted(earlier, parsed)
         check_model(session, endpoint, parsed.model)
-        job = jobs.create_online(session, online)
+        job = jobs.create_online(session, wanted)
         idempotency.remember(session, once, job.public_id)
-        return job
-
-
-def _earlier(session: Session, tenant: str, once: Key | None) -> JobRow | None:
-    """The job that the same call made before, unless it was stopped without an answer: then the call runs anew."""
-    public_id = idempotency.recall(session, once)
-    if public_id is None:
-        return None
-    job = jobs.find(session, public_id, tenant=tenant)
-    outcome = results.online_outcome(session, job.id)
-    has_answer = outcome is not None and outcome.status_code is not None
-    is_running = job.ending is None and JobState(job.state) not in TERMINAL_JOB_STATES
-    return job if has_answer or is_running else None
+        return Submitted(job, parsed)
 
 
 def check_model(session: Session, endpoint: str, name: str) -> None:
@@ -111,36 +147,32 @@ def check_model(session: Session, endpoint: str, name: str) -> None:
     check_kind(endpoint, name, model.kind)
 
 
-async def _wait(context: Context, request: Request, job: JobRow) -> OutcomeRow | None:
-    """The outcome, or None when the client has gone. Raises Interrupted when it takes too long."""
-    deadline = current_time() + context.settings.online_timeout_seconds
-    while current_time() < deadline:
-        await _sleep_until_told(context, job)
-        outcome = await run_in_threadpool(_read, context, job)
-        if outcome is not None:
-            return outcome
-        await sleep(PAUSE_SECONDS)
-        if await request.is_disconnected():
-            return None
-    raise Interrupted(
-        f"no answer within {context.settings.online_timeout_seconds:.0f} s; the request was cancelled. "
-        "Try again, or submit it as a batch"
-    )
+def lifetime(context: Context) -> timedelta:
+    return timedelta(seconds=context.settings.online_timeout_seconds + EXPIRY_MARGIN_SECONDS)
 
 
-async def _sleep_until_told(context: Context, job: JobRow) -> None:
-    try:
-        await context.redis.xread({answer_stream(job.public_id): "0"}, count=1, block=int(LOOK_SECONDS * 1000))
-    except RedisError as error:
-        logger.warning("job %s: waiting without Redis: %s", job.public_id, error)
-        await sleep(LOOK_SECONDS)
+def _earlier(session: Session, tenant: str, once: Key | None) -> JobRow | None:
+    """The job that the same call made before, unless it was stopped without an answer: then the call runs anew."""
+    public_id = idempotency.recall(session, once)
+    if public_id is None:
+        return None
+    job = jobs.find(session, public_id, tenant=tenant)
+    outcome = results.online_outcome(session, job.id)
+    has_answer = outcome is not None and outcome.status_code is not None
+    is_running = job.ending is None and JobState(job.state) not in TERMINAL_JOB_STATES
+    return job if has_answer or is_running else None
 
 
-def _read(context: Context, job: JobRow) -> OutcomeRow | None:
+def let_go(context: Context, job: JobRow, parsed: InferenceRequest) -> None:
+    """Ends a job that nobody waits for, at once or when its client had time to come back."""
+    seconds = parsed.streaming.resume_seconds if parsed.streaming else None
     with context.database.begin() as session:
-        return results.online_outcome(session, job.id)
+        if seconds:
+            online.set_expiry(session, job, timedelta(seconds=seconds))
+        else:
+            jobs.stop(session, job, JobState.CANCELLED)
 
 
-def _cancel(context: Context, job: JobRow) -> None:
+def cancel(context: Context, job: JobRow) -> None:
     with context.database.begin() as session:
         jobs.stop(session, job, JobState.CANCELLED)

@@ -14,7 +14,7 @@ def response_body(endpoint: str, request_id: str, model: str, answer: Finished, 
     write_choice = _chat_choice if is_chat else _text_choice
     usage = answer.usage
     return {
-        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id}",
+        "id": answer_id(endpoint, request_id),
         "object": "chat.completion" if is_chat else "text_completion",
         "created": created,
         "model": model,
@@ -26,6 +26,10 @@ def response_body(endpoint: str, request_id: str, model: str, answer: Finished, 
             "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         },
     }
+
+
+def answer_id(endpoint: str, request_id: str) -> str:
+    return f"{'chatcmpl' if endpoint == CHAT_ENDPOINT else 'cmpl'}-{request_id}"
 
 
 def _chat_choice(choice: Choice) -> dict[str, Any]:

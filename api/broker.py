@@ -1,0 +1,53 @@
+"""Whether the broker is there, and waking workers through it.
+
+A request is refused before it is committed while the broker is known to be away. Once it is committed nothing can fail
+it: a message that could not be sent is sent again by the dispatcher.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import RedisError
+from starlette.concurrency import run_in_threadpool
+
+from core.errors import Unavailable
+from core.job import ServiceClass
+from db.tables import JobRow
+from tasks.messages import Messages
+
+logger = logging.getLogger(__name__)
+
+TRUST_SECONDS = 1.0
+RETRY_SECONDS = 2.0
+
+
+class Broker:
+    def __init__(self, redis: AsyncRedis, messages: Messages, clock: Callable[[], float] = time.monotonic) -> None:
+        self._redis = redis
+        self._messages = messages
+        self._clock = clock
+        self._seen_at = float("-inf")
+
+    async def check(self) -> None:
+        """Raises Unavailable while it is away; asks once a second at most while it is there."""
+        if self._clock() - self._seen_at < TRUST_SECONDS:
+            return
+        try:
+            await self._redis.ping()
+        except RedisError as error:
+            raise Unavailable(
+                f"Redis is away, so nobody would run the request: {error}; send it again in a moment",
+                retry_after_seconds=RETRY_SECONDS,
+            ) from error
+        self._seen_at = self._clock()
+
+    async def wake_up(self, job: JobRow) -> None:
+        """For an online job that is committed."""
+        try:
+            chunk = f"{job.public_id}#0"
+            await run_in_threadpool(self._messages.wake_up, ServiceClass.ONLINE, job.model or "", chunk)
+        except Unavailable as error:
+            self._seen_at = float("-inf")
+            logger.warning("job %s waits for the dispatcher: %s", job.public_id, error)

@@ -1,0 +1,108 @@
+"""Follows an online job to its end: what the relay tells on the way, and the answer from PostgreSQL.
+
+The relay may lose everything at any time. Whenever it is silent, away or says that the job is done, the database is
+asked, which alone knows.
+"""
+
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import cast
+
+import msgspec
+from anyio import sleep
+from redis.exceptions import RedisError
+from starlette.concurrency import run_in_threadpool
+
+from api.context import Context
+from db import online
+from db.tables import JobRow, OutcomeRow
+from tasks.relay import DONE, INTERRUPTED, PIECES, Piece, answer_stream, decode_pieces
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+PAUSE_SECONDS = 0.05
+ENTRIES_PER_READ = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    pieces: list[Piece]
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """Nothing more comes of this attempt; the job may run again."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Nothing has happened for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """outcomes: of every request of the job. attempt: the last one."""
+
+    outcomes: list[OutcomeRow]
+    attempt: int
+
+
+Told = Grown | Interruption | Silence | Ended
+_Entries = list[tuple[bytes, dict[bytes, bytes]]]
+
+
+async def follow(context: Context, job: JobRow) -> AsyncGenerator[Told, None]:
+    """From the beginning, as far as the relay still has it. The last thing told is `Ended`; there is no other end."""
+    last: bytes | str = "0"
+    while True:
+        entries = await _read_relay(context, job, last)
+        is_done = not entries
+        for number, fields in entries:
+            last = number
+            told = _told(fields)
+            if told is not None:
+                yield told
+            is_done = is_done or fields.get(b"event") == DONE.encode()
+        if is_done:
+            ended = await run_in_threadpool(_read_end, context, job)
+            if ended is not None:
+                yield ended
+                return
+            yield Silence()
+            if entries:  # told before it was committed, or by somebody else: not to be asked in a hurry
+                await sleep(PAUSE_SECONDS)
+
+
+async def _read_relay(context: Context, job: JobRow, last: bytes | str) -> _Entries:
+    """What is new behind `last`; nothing when it stays silent, or is away."""
+    wait = int(LOOK_SECONDS * 1000)
+    try:
+        answer = await context.redis.xread({answer_stream(job.public_id): last}, count=ENTRIES_PER_READ, block=wait)
+    except RedisError as error:
+        logger.warning("job %s: waiting without Redis: %s", job.public_id, error)
+        await sleep(LOOK_SECONDS)
+        return []
+    streams = cast(list[tuple[bytes, _Entries]], answer)
+    return [entry for _, entries in streams for entry in entries]
+
+
+def _told(fields: dict[bytes, bytes]) -> Told | None:
+    event = fields.get(b"event", b"").decode()
+    if event == PIECES:
+        try:
+            return Grown(decode_pieces(fields[b"pieces"]))
+        except (msgspec.DecodeError, KeyError) as error:  # of another release: the whole answer will do
+            logger.warning("pieces that cannot be read are left out: %s", error)
+    if event == INTERRUPTED:
+        return Interruption(int(fields.get(b"attempt", b"0")))
+    return None
+
+
+def _read_end(context: Context, job: JobRow) -> Ended | None:
+    with context.database.begin() as session:
+        end = online.read_end(session, job)
+    return None if end is None else Ended(end.outcomes, end.attempt)
