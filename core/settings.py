@@ -18,6 +18,7 @@ import platformdirs
 from msgspec import Meta
 
 from core.errors import ConfigurationError
+from core.webhooks.addresses import Networks, parse_networks
 
 PREFIX = "MILLRACE_"
 BUILTIN_MODEL = "millrace/tiny"
@@ -219,6 +220,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "0: until they are deleted.",
         ),
     ] = 30.0
+    webhook_networks: Annotated[
+        str,
+        Meta(
+            description="Networks that are not public and that webhooks may be sent to all the same, separated by "
+            "commas: `10.1.0.0/16,127.0.0.1/32`. Plain HTTP is allowed there."
+        ),
+    ] = ""
+    webhook_timeout_seconds: Annotated[
+        Seconds, Meta(description="How long the receiver of a webhook may take to answer before it is tried again.")
+    ] = 5.0
     max_batch_rows: Annotated[Count, Meta(description="Most rows of one batch.")] = 50_000
     log_level: Annotated[
         str, Meta(description="`DEBUG`, `INFO`, `WARNING` or `ERROR`.", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
@@ -238,6 +249,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def model_sources(self) -> dict[str, str]:
         """Model name -> directory or hub name, in the order given."""
         return parse_models(self.models, self.data_path)
+
+    @property
+    def allowed_webhook_networks(self) -> Networks:
+        """Raises ConfigurationError."""
+        return parse_networks(self.webhook_networks)
 
 
 def parse_models(text: str, data_path: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ TASK_MODULES = (
     "tasks.upkeep.finalizing",
     "tasks.upkeep.intake",
     "tasks.upkeep.reconciler",
+    "tasks.upkeep.webhooks",
 )
 
 # Longer than any lease: a message that comes again while its chunk is leased would be a wake-up for nothing.

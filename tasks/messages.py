@@ -12,6 +12,7 @@ RUN_CHUNK = "millrace.run_chunk"
 VALIDATE_BATCH = "millrace.validate_batch"
 FINALIZE_JOB = "millrace.finalize_job"
 RECONCILE = "millrace.reconcile"
+DELIVER_WEBHOOKS = "millrace.deliver_webhooks"
 TRAIN_BUILTIN_MODEL = "millrace.train_builtin_model"
 
 
@@ -31,6 +32,9 @@ class Messages:
 
     def finalize_job(self, job: str) -> None:
         self._send(FINALIZE_JOB, {"job": job}, UPKEEP)
+
+    def deliver_webhooks(self) -> None:
+        self._send(DELIVER_WEBHOOKS, {}, UPKEEP)
 
     def _send(self, task: str, arguments: Mapping[str, str], queue: str) -> None:
         try:

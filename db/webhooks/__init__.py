@@ -1,0 +1,1 @@
+"""Webhooks as rows: the endpoints of tenants, and an outbox of messages to them."""
