@@ -21,7 +21,7 @@ from api.codecs import Codecs
 from api.context import Context
 from api.draining import Drain, Draining
 from api.native import jobs, queues
-from api.openai import batches, completions, embeddings, files, models
+from api.openai import batches, completions, embeddings, files, models, webhooks
 from core.access import is_loopback
 from core.errors import ConfigurationError
 from core.redis_url import client_url
@@ -75,7 +75,20 @@ def create_api(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         openapi_url=None,  # api.contract serves it, to those who have a key
     )
-    for module in (files, batches, models, completions, embeddings, jobs, queues, health, home, login, contract):
+    for module in (
+        files,
+        batches,
+        models,
+        completions,
+        embeddings,
+        webhooks,
+        jobs,
+        queues,
+        health,
+        home,
+        login,
+        contract,
+    ):
         app.include_router(module.router)
     app.add_middleware(BodyLimit, max_file_bytes=settings.max_file_bytes)
     app.add_middleware(Gate, public_paths=public_paths(app), is_key_required=settings.auth != "local")

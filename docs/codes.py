@@ -69,4 +69,5 @@ CODES = (
     ("unknown_url", HTTP, "There is no such route."),
     ("unsupported_model", f"{HTTP}, {REFUSED}", "The model does not do this: an embedder asked for an answer, say."),
     ("unsupported_parameter", f"{HTTP}, {REFUSED}, {ROW}", "Understood, but not offered; the message says what is."),
+    ("webhook_not_delivered", HTTP, "The receiver of a sample event did not answer; the message says why."),
 )

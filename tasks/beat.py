@@ -4,8 +4,10 @@ be delivered in its period expires."""
 from typing import Any
 
 from core.settings import Settings
-from tasks.messages import RECONCILE
-from tasks.queues import CONTROL
+from tasks.messages import DELIVER_WEBHOOKS, RECONCILE
+from tasks.queues import CONTROL, UPKEEP
+
+WEBHOOK_SECONDS = 10.0
 
 
 def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -14,5 +16,10 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
             "task": RECONCILE,
             "schedule": settings.reconcile_seconds,
             "options": {"queue": CONTROL, "expires": settings.reconcile_seconds},
+        },
+        "deliver-webhooks": {
+            "task": DELIVER_WEBHOOKS,
+            "schedule": WEBHOOK_SECONDS,
+            "options": {"queue": UPKEEP, "expires": WEBHOOK_SECONDS},
         },
     }

@@ -3,16 +3,29 @@ reach is refused: private, loopback, link-local, multicast, reserved, and where 
 Whoever runs Millrace can allow networks of their own. Knows no DNS: it judges addresses, not names.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import SplitResult, urlsplit
 
 from core.errors import ConfigurationError, InvalidRequest
 
 MAX_URL_CHARACTERS = 2048
-# Public by their number, but answered by the machine's own cloud: Azure's platform address.
-METADATA = frozenset({ip_address("168.63.129.16")})
 NAT64 = ip_network("64:ff9b::/96")
+# What Python calls global, or calls so in some versions: special purposes, dead tunnels that a gateway would unpack,
+# and Azure's platform, which answers at a public number from the machine's own host.
+REFUSED = tuple(
+    ip_network(network)
+    for network in (
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "168.63.129.16/32",
+        "64:ff9b:1::/48",
+        "2001::/23",
+        "2002::/16",
+        "5f00::/16",
+        "fec0::/10",
+    )
+)
 
 Address = IPv4Address | IPv6Address
 Networks = Sequence[IPv4Network | IPv6Network]
@@ -29,22 +42,21 @@ def parse_networks(text: str) -> Networks:
 
 
 def is_public(address: Address) -> bool:
-    """Also of the IPv4 address that an IPv6 address carries, which a gateway on the way would unpack."""
-    return all(each.is_global and not each.is_multicast and each not in METADATA for each in _meant(address))
+    """Where an IPv6 address stands for an IPv4 address, that one is judged."""
+    meant = _meant(address)
+    return meant.is_global and not meant.is_multicast and not any(meant in network for network in REFUSED)
 
 
-def _meant(address: Address) -> Iterator[Address]:
-    yield address
-    if isinstance(address, IPv6Address):
-        yield from filter(None, (address.ipv4_mapped, address.sixtofour))
-        yield from address.teredo or ()
-        if address in NAT64:
-            yield IPv4Address(int(address) & 0xFFFFFFFF)
+def _meant(address: Address) -> Address:
+    if isinstance(address, IPv4Address):
+        return address
+    if address in NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address
 
 
 def is_listed(address: Address, networks: Networks) -> bool:
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return any((mapped or address) in network for network in networks)
+    return any(_meant(address) in network for network in networks)
 
 
 def check_url(url: str, networks: Networks) -> SplitResult:

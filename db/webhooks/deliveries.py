@@ -38,7 +38,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """How a try went. `status`: of the answer, where there was one. `delay`: until the next try, should there be one."""
+    """How a try went. `status`: of the answer, if there was one. `delay`: until the next try, should there be one."""
 
     state: DeliveryState
     status: int | None

@@ -7,6 +7,7 @@ and the last step is one transaction.
 
 import hashlib
 import logging
+from dataclasses import dataclass
 from datetime import timedelta
 
 import msgspec
@@ -16,8 +17,10 @@ from core.job import JobState, ServiceClass
 from db import files, jobs, results
 from db.results import Totals
 from db.tables import FileRow, JobRow
+from db.webhooks import deliveries
 from tasks.messages import FINALIZE_JOB
 from tasks.services import Services, current
+from tasks.upkeep import webhooks
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,13 @@ _UNFINISHED_MESSAGES = {
     JobState.EXPIRED: "This request could not be executed before the completion window expired.",
     JobState.CANCELLED: "This request was not executed because the batch was cancelled.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A job that has ended. `has_webhooks`: somebody wants to hear of it."""
+
+    has_webhooks: bool
 
 
 @shared_task(name=FINALIZE_JOB)
@@ -47,8 +57,8 @@ def finalize(services: Services, public_id: str) -> None:
         totals = _close_requests(services, job)
         output = _write_file(services, job, is_success=True) if _has_files(job) and totals.num_completed else None
         errors = _write_file(services, job, is_success=False) if _has_files(job) and totals.num_failed else None
-        has_ended = _end(services, job, output, errors)
-    if not has_ended:
+        end = _end(services, job, output, errors)
+    if end is None:
         logger.info("job %s was stopped while it was finalized; it is done again", job.public_id)
         return
     logger.info(
@@ -56,6 +66,8 @@ def finalize(services: Services, public_id: str) -> None:
         job.public_id,
         extra={"event": "job.ended", "job": job.public_id, "ending": _ending(job).value},
     )
+    if end.has_webhooks:
+        webhooks.announced(services)
 
 
 def _has_files(job: JobRow) -> bool:
@@ -98,10 +110,12 @@ def _lifetime(services: Services, job: JobRow) -> timedelta | None:
     return timedelta(days=days) if days else None
 
 
-def _end(services: Services, job: JobRow, output: FileRow | None, errors: FileRow | None) -> bool:
-    """False when the job was cancelled meanwhile, which ends it another way."""
+def _end(services: Services, job: JobRow, output: FileRow | None, errors: FileRow | None) -> End | None:
+    """None when the job was cancelled meanwhile, which ends it another way."""
     values = {"output_file_id": output and output.id, "error_file_id": errors and errors.id}
     with services.database.begin() as session:
         for file in filter(None, (output, errors)):
             files.put(session, file, lifetime=_lifetime(services, job))
-        return jobs.move(session, job.id, _ending(job), values)
+        if not jobs.move(session, job.id, _ending(job), values):
+            return None
+        return End(_has_files(job) and deliveries.announce_end(session, job, _ending(job)))

@@ -13,9 +13,11 @@ from core.job import JobState
 from core.openai.batchfile import BatchFileError, BatchReader, LineError, split_lines
 from db import intake, jobs, models
 from db.tables import JobRow
+from db.webhooks import deliveries
 from tasks import dispatcher
 from tasks.messages import VALIDATE_BATCH
 from tasks.services import Services, current
+from tasks.upkeep import webhooks
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +79,12 @@ def _accept(services: Services, session: Session, job: JobRow) -> None:
 
 
 def _refuse(services: Services, public_id: str, errors: list[LineError]) -> None:
-    data = [asdict(error) for error in errors]
+    values = {"errors": {"object": "list", "data": [asdict(error) for error in errors]}}
+    has_webhooks = False
     with services.database.begin() as session:
         job = jobs.lock_validating(session, public_id)
-        if job is not None:
-            jobs.move(session, job.id, JobState.FAILED, {"errors": {"object": "list", "data": data}})
+        if job is not None and jobs.move(session, job.id, JobState.FAILED, values):
+            has_webhooks = deliveries.announce_end(session, job, JobState.FAILED)
+    if has_webhooks:
+        webhooks.announced(services)
     logger.info("job %s refused: %s", public_id, errors[0].message, extra={"event": "job.refused", "job": public_id})

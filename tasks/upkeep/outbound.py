@@ -66,7 +66,8 @@ def _connected(target: Target, timeout_seconds: float) -> Iterator[http.client.H
     """Over a socket that is shut when the time is over: one byte after the other could each come in time, for ever."""
     raw = socket.create_connection((str(target.address), target.port), timeout_seconds)
     handle = raw.dup()  # of the same connection; encryption takes `raw` away
-    guard = threading.Timer(timeout_seconds, _shut, [handle])
+    is_over = threading.Event()
+    guard = threading.Timer(timeout_seconds, _shut, [handle, is_over])
     guard.daemon = True
     guard.start()
     try:
@@ -75,12 +76,15 @@ def _connected(target: Target, timeout_seconds: float) -> Iterator[http.client.H
         connection.sock = _encrypted(raw, target.host) if target.is_encrypted else raw
         with connection.sock:
             yield connection
+        if is_over.is_set():  # half an answer looks like a whole one
+            raise TimeoutError(f"no whole answer within {timeout_seconds:g} s")
     finally:
         guard.cancel()
         handle.close()
 
 
-def _shut(handle: socket.socket) -> None:
+def _shut(handle: socket.socket, is_over: threading.Event) -> None:
+    is_over.set()
     with suppress(OSError):  # the connection ended in the same moment
         handle.shutdown(socket.SHUT_RDWR)
 

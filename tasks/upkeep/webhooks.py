@@ -10,6 +10,7 @@ from random import Random
 from celery import shared_task
 
 from core.errors import Unavailable
+from core.settings import Settings
 from core.webhooks import signature
 from core.webhooks.retries import MAX_ATTEMPTS, delay_after
 from db.webhooks import deliveries
@@ -59,7 +60,7 @@ def deliver_due(services: Services) -> int:
 
 def _try(services: Services, delivery: Delivery) -> Trial:
     try:
-        status = send(services, delivery)
+        status = send(services.settings, delivery)
     except SendingFailed as error:
         return _failed(delivery, None, str(error)[:MAX_ERROR_CHARACTERS])
     if 200 <= status < 300:
@@ -67,9 +68,8 @@ def _try(services: Services, delivery: Delivery) -> Trial:
     return _failed(delivery, status, f"expected a status of 2xx, got {status}")
 
 
-def send(services: Services, delivery: Delivery) -> int:
+def send(settings: Settings, delivery: Delivery) -> int:
     """The status of the answer. Raises SendingFailed."""
-    settings = services.settings
     headers = signature.headers(delivery.signers, delivery.webhook_id, int(time.time()), delivery.payload)
     return outbound.post(
         delivery.url,

@@ -17,5 +17,5 @@ def test_every_request_has_at_most_one_outcome() -> None:
 
 
 def test_what_a_user_owns_names_its_tenant() -> None:
-    owned = {"api_keys", "files", "idempotency_keys", "jobs", "tenant_limits"}
+    owned = {"api_keys", "files", "idempotency_keys", "jobs", "tenant_limits", "webhook_endpoints"}
     assert {name for name, table in Row.metadata.tables.items() if "tenant" in table.columns} == owned
