@@ -6,7 +6,7 @@ import sys
 
 from benchmarks.report import parse_options
 
-NAMES = ("engine", "engine_prefix", "engine_latency", "embeddings", "startup", "intake", "dispatch", "system")
+NAMES = ("engine", "engine_prefix", "engine_latency", "embeddings", "startup", "intake", "dispatch", "scale", "load", "system")
 
 
 def main() -> int:

@@ -1,0 +1,1 @@
+"""Waiting people as load: requests over HTTP, one at a time and many at once, streamed, and beside bulk work."""
