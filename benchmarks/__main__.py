@@ -6,7 +6,18 @@ import sys
 
 from benchmarks.report import parse_options
 
-NAMES = ("engine", "engine_prefix", "engine_latency", "embeddings", "startup", "intake", "dispatch", "scale", "load", "system")
+NAMES = (
+    "engine",
+    "engine_prefix",
+    "engine_latency",
+    "embeddings",
+    "startup",
+    "intake",
+    "dispatch",
+    "scale",
+    "load",
+    "system",
+)
 
 
 def main() -> int:
