@@ -19,10 +19,12 @@ class JobKind(StrEnum):
 
 
 class ServiceClass(StrEnum):
-    """Who waits for the answer: a person (`online`) or nobody before the morning (`batch`)."""
+    """Who waits for the answer: a person (`online`) or nobody before the morning (`batch`). `heavy` is work that is no
+    inference: it runs on a node, not through the queue of a model."""
 
     ONLINE = "online"
     BATCH = "batch"
+    HEAVY = "heavy"
 
 
 class JobState(StrEnum):
@@ -57,7 +59,7 @@ class RequestState(StrEnum):
 JOB_MOVES: MappingProxyType[JobState, frozenset[JobState]] = MappingProxyType(
     {
         JobState.VALIDATING: frozenset({JobState.FAILED, JobState.IN_PROGRESS, JobState.CANCELLING}),
-        JobState.IN_PROGRESS: frozenset({JobState.FINALIZING, JobState.CANCELLING}),
+        JobState.IN_PROGRESS: frozenset({JobState.FINALIZING, JobState.FAILED, JobState.CANCELLING}),
         JobState.FINALIZING: frozenset({JobState.COMPLETED, JobState.EXPIRED}),
         JobState.CANCELLING: frozenset({JobState.CANCELLED}),
         JobState.COMPLETED: frozenset(),

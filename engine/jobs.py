@@ -58,6 +58,17 @@ def train_builtin(arguments: argparse.Namespace, began: float) -> None:
     _emit("done", detail=f"{arguments.out} is complete", **figures)
 
 
+def quantize_model(arguments: argparse.Namespace, began: float) -> None:
+    try:
+        from engine.quantization.convert import quantize
+    except ImportError as error:
+        raise ConfigurationError(
+            f"the engine's libraries are missing ({error}); install them with: pip install 'millrace[engine]'"
+        ) from error
+    figures = quantize(arguments.model, arguments.method, arguments.out, _report)
+    _emit("done", seconds=round(time.monotonic() - began, 1), **figures)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.jobs", description=(__doc__ or "").partition("\n\n")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -71,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     builtin.add_argument("--steps", type=_count, default=Recipe().num_steps, help="more make it a little better")
     builtin.set_defaults(run=train_builtin)
+    quantization = commands.add_parser("quantize", help="make a smaller copy of a model")
+    quantization.add_argument("--model", required=True, metavar="SOURCE", help="a directory or a hub name")
+    quantization.add_argument("--method", choices=("nf4", "int8"), required=True)
+    quantization.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the copy goes")
+    quantization.set_defaults(run=quantize_model)
     return parser
 
 

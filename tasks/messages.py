@@ -6,13 +6,14 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from core.errors import Unavailable
-from tasks.queues import UPKEEP, inference_queue
+from tasks.queues import UPKEEP, heavy_queue, inference_queue
 
 RUN_CHUNK = "millrace.run_chunk"
 VALIDATE_BATCH = "millrace.validate_batch"
 FINALIZE_JOB = "millrace.finalize_job"
 RECONCILE = "millrace.reconcile"
 DELIVER_WEBHOOKS = "millrace.deliver_webhooks"
+RUN_HEAVY = "millrace.run_heavy"
 TRAIN_BUILTIN_MODEL = "millrace.train_builtin_model"
 
 
@@ -26,6 +27,10 @@ class Messages:
         """`chunk`: `<job>#<index>`, a hint for people who read the message."""
         arguments = {"model": model, "chunk": chunk, "service_class": service_class}
         self._send(RUN_CHUNK, arguments, inference_queue(service_class, model))
+
+    def run_heavy(self, node: str, job: str) -> None:
+        """`job`: a hint, as in `wake_up`."""
+        self._send(RUN_HEAVY, {"job": job}, heavy_queue(node))
 
     def validate_batch(self, job: str) -> None:
         self._send(VALIDATE_BATCH, {"job": job}, UPKEEP)

@@ -1,6 +1,6 @@
 """What tasks need, behind one door: `workers.boot` installs the real objects, tests install others.
 
-A chunk runner is there only in the online and batch workers of a device.
+A chunk runner is there only in the online and batch workers of a device, a heavy runner in its heavy worker.
 """
 
 from dataclasses import dataclass
@@ -42,6 +42,20 @@ class ChunkRunner(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class HeavyRun:
+    """How a claimed job ended. `is_stopped`: it was cancelled or has expired, and is to be finalized."""
+
+    job_public_id: str
+    is_stopped: bool
+
+
+class HeavyRunner(Protocol):
+    def run(self) -> HeavyRun | None:
+        """Claims the best waiting job of this node that is no inference, and runs it. None when nothing waits."""
+        ...
+
+
 class Relay(Protocol):
     def announce(self, job_public_id: str) -> None:
         """Tells whoever waits for an online job that its outcome is committed. Fails open: the waiter looks again."""
@@ -69,6 +83,7 @@ class Services:
     messages: Messages
     relay: Relay
     chunks: ChunkRunner | None = None
+    heavy: HeavyRunner | None = None
 
     def close(self) -> None:
         if self.chunks is not None:

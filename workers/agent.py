@@ -26,6 +26,7 @@ CONTROL_THREADS = 2
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 READY_FILE_VARIABLE = "MILLRACE__READY_FILE"
 THREADS_VARIABLE = "MILLRACE__THREADS"
+HEAVY_VARIABLE = "MILLRACE__HEAVY"  # a worker of heavy jobs, which claims no chunks of requests
 
 
 def register(settings: Settings, database: Database) -> None:
@@ -110,13 +111,21 @@ def device_workers(settings: Settings, device: Device, after: tuple[str, ...]) -
     env = {**pinned, "MILLRACE_ENGINE_ENDPOINT": engine_endpoint(settings, device)}
     online = ("threads", settings.online_threads)
     batch = ("threads", settings.batch_threads)
-    heavy = ("prefork", 1)
+    heavy = ("threads", 1)
     return [
         _worker(settings, f"online-{device.name}", online, inference_queues(ServiceClass.ONLINE, names), after, env),
         _worker(
             settings, f"batch-{device.name}", batch, inference_queues(ServiceClass.BATCH, names), after, env, BATCH_NICE
         ),
-        _worker(settings, f"heavy-{device.name}", heavy, [heavy_queue(settings.node_name)], after, pinned),
+        _worker(
+            settings,
+            f"heavy-{device.name}",
+            heavy,
+            [heavy_queue(settings.node_name)],
+            after,
+            {**env, HEAVY_VARIABLE: "1"},
+            BATCH_NICE,
+        ),
     ]
 
 

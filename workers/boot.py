@@ -15,20 +15,28 @@ from celery import signals
 from redis import Redis
 
 from core import logs
+from core.job import JobKind
 from core.lifeline import pulse_path
 from core.redis_url import client_url
 from core.settings import Settings, load_settings
 from db.connection import Database
 from db.files import open_file_store
+from db.native.heavy import Claimant
 from tasks import services
 from tasks.app import app
 from tasks.factory import DEFAULT_BROKER_URL
 from tasks.messages import Messages
 from tasks.relay import RedisRelay
 from tasks.services import Services
-from workers.agent import READY_FILE_VARIABLE, THREADS_VARIABLE
+from workers.agent import HEAVY_VARIABLE, READY_FILE_VARIABLE, THREADS_VARIABLE
 from workers.chunks.run import EngineChunkRunner, RunnerOptions
 from workers.engine_client import EngineClient
+from workers.heavy.benchmark import BenchmarkWork
+from workers.heavy.engine_access import EngineAccess
+from workers.heavy.quantization import QuantizationWork
+from workers.heavy.runner import HeavyJobRunner
+from workers.heavy.warming import WarmingWork
+from workers.heavy.work import Work
 from workers.presence import Presence
 from workers.pulse import LoopTurns, Pulse
 
@@ -53,6 +61,7 @@ def build_services(settings: Settings, stopping: threading.Event) -> Services:
     database = Database(settings.database_url, pool_size=num_threads + 2)
     redis: Redis = Redis.from_url(client_url(settings.redis_url or DEFAULT_BROKER_URL), socket_timeout=10)
     relay = RedisRelay(redis)
+    has_engine = bool(settings.engine_endpoint)
     return Services(
         settings=settings,
         database=database,
@@ -60,14 +69,42 @@ def build_services(settings: Settings, stopping: threading.Event) -> Services:
         redis=redis,
         messages=Messages(app),
         relay=relay,
-        chunks=_chunk_runner(settings, database, relay, stopping) if settings.engine_endpoint else None,
+        chunks=_chunk_runner(settings, database, relay, stopping) if has_engine and not _is_heavy() else None,
+        heavy=_heavy_runner(settings, database, stopping) if has_engine and _is_heavy() else None,
     )
+
+
+def _is_heavy() -> bool:
+    return HEAVY_VARIABLE in os.environ
+
+
+def _heavy_runner(settings: Settings, database: Database, stopping: threading.Event) -> HeavyJobRunner:
+    engine = EngineAccess(settings.engine_endpoint, settings.engine_wait_seconds)
+    works: dict[JobKind, Work] = {
+        JobKind.WARMING: WarmingWork(engine),
+        JobKind.BENCHMARK: BenchmarkWork(engine),
+        JobKind.QUANTIZATION: QuantizationWork(
+            settings.model_sources, settings.data_path / "artifacts", settings.node_name
+        ),
+    }
+    claimant = Claimant(
+        owner=_owner(settings),
+        node=settings.node_name,
+        device=settings.device,
+        models=tuple(settings.model_sources),
+        lease_seconds=settings.lease_seconds,
+    )
+    return HeavyJobRunner(database, works, claimant, stopping)
+
+
+def _owner(settings: Settings) -> str:
+    return f"{settings.device}@{settings.node_name}:{os.getpid()}-{uuid4().hex[:8]}"
 
 
 def _chunk_runner(
     settings: Settings, database: Database, relay: RedisRelay, stopping: threading.Event
 ) -> EngineChunkRunner:
-    owner = f"{settings.device}@{settings.node_name}:{os.getpid()}-{uuid4().hex[:8]}"
+    owner = _owner(settings)
     engine = EngineClient(settings.engine_endpoint, name=owner, stopping=stopping)
     engine.start()
     options = RunnerOptions(

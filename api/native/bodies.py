@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
+from core.heavy import WORKLOADS, Quantization, Warming, Workload
 from core.job import DEFAULT_PRIORITY, MAX_PRIORITY, MIN_PRIORITY
 from core.openai.completion import CHAT_ENDPOINT
 
@@ -61,6 +62,71 @@ class InferenceBody(JobBody):
         if self.input_file_id is not None and self.parameters is not None:
             raise ValueError("parameters: the requests of a file have their own; leave it out")
         return self
+
+
+class HeavyBody(JobBody):
+    """Of the kinds that are no inference: they run on a node that serves the model."""
+
+    model: str
+    node: str | None = Field(None, description="The only node that may run it; any that serves the model otherwise.")
+
+
+class WarmingBody(HeavyBody):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"example": {"kind": "warming", "model": "millrace/tiny", "prompts": ["You are helpful."]}},
+    )
+
+    kind: Literal["warming"]
+    prompts: list[str] = Field([], max_length=1000, description="Run on the model once it is loaded.")
+    max_tokens: int = Field(1, ge=1, description="Answer tokens of each prompt.")
+
+    def parameters(self) -> Warming:
+        return Warming(self.prompts, self.max_tokens)
+
+
+class BenchmarkBody(HeavyBody):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {"kind": "benchmark", "model": "millrace/tiny", "workload": "chat", "concurrency": 8}
+        },
+    )
+
+    kind: Literal["benchmark"]
+    workload: Literal["short", "chat", "long"] = Field("chat", description="Lengths and numbers, unless given.")
+    prompt_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    answer_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    num_requests: int | None = Field(None, ge=1, le=100_000)
+    concurrency: int | None = Field(None, ge=1, le=10_000)
+
+    def parameters(self) -> Workload:
+        named = WORKLOADS[self.workload]
+        return Workload(
+            prompt_tokens=self.prompt_tokens or named.prompt_tokens,
+            answer_tokens=self.answer_tokens or named.answer_tokens,
+            num_requests=self.num_requests or named.num_requests,
+            concurrency=self.concurrency or named.concurrency,
+        )
+
+
+class QuantizationBody(HeavyBody):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"example": {"kind": "quantization", "model": "millrace/tiny", "method": "nf4"}},
+    )
+
+    kind: Literal["quantization"]
+    method: Literal["nf4", "int8"]
+    name: str | None = Field(None, min_length=1, max_length=200, description="Of the artifact; made up otherwise.")
+
+    def parameters(self) -> Quantization:
+        return Quantization(self.method, self.name or f"{self.model}-{self.method}")
+
+
+AnyJobBody = Annotated[
+    InferenceBody | WarmingBody | BenchmarkBody | QuantizationBody, Field(discriminator="kind", title="Job")
+]
 
 
 class JobPatch(BaseModel):

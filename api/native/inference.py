@@ -1,14 +1,15 @@
 """Inference jobs from a list of requests or an uploaded file. What is wrong with an inline request is said at once,
 naming it; a file is validated by the upkeep worker, like a batch's."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import msgspec
 from sqlalchemy.orm import Session
 
 from api.context import Context
 from api.native.bodies import InferenceBody
+from core.access import Identity
 from core.chunks import Cutter
 from core.errors import InvalidRequest, Unavailable
 from core.job import JobKind, JobState
@@ -21,9 +22,9 @@ from db.native.submission import NewJob
 from db.tables import JobRow
 
 
-def submit(context: Context, tenant: str, body: InferenceBody, once: Key | None) -> JobRow:
-    """The job that the same call made before, if there is one. Raises InvalidRequest, naming the first request that is
-    wrong."""
+def submit(context: Context, who: Identity, body: InferenceBody, once: Key | None) -> JobRow:
+    """Raises InvalidRequest, naming the first request that is wrong."""
+    tenant = who.tenant
     if body.endpoint not in ENDPOINTS:
         raise InvalidRequest(f"expected an endpoint of {', '.join(ENDPOINTS)}, got {body.endpoint!r}", param="endpoint")
     new = NewJob(
@@ -36,9 +37,8 @@ def submit(context: Context, tenant: str, body: InferenceBody, once: Key | None)
         user_metadata=body.metadata,
     )
     with context.database.begin() as session:
-        earlier = idempotency.recall(session, once)
-        if earlier is not None:
-            return jobs.find(session, earlier, tenant=tenant)
+        if (made := idempotency.recall(session, once)) is not None:
+            return jobs.find(session, made, tenant=tenant)
         if body.input_file_id is not None:
             _check_purpose(files.find(session, body.input_file_id, tenant=tenant).purpose)
         job = submission.create(session, new)
@@ -78,7 +78,7 @@ def _lines(body: InferenceBody) -> Iterator[bytes]:
     """As they would stand in a batch file."""
     for index, (custom_id, request) in enumerate(_requests(body)):
         line = {"custom_id": custom_id or f"request-{index}", "method": "POST", "url": body.endpoint, "body": request}
-        yield msgspec.json.encode(line)
+        yield json.dumps(line).encode()  # takes whatever came; the reader says what is wrong with it
 
 
 def _requests(body: InferenceBody) -> Iterator[tuple[str | None, Mapping[str, Any]]]:

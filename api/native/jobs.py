@@ -2,19 +2,18 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response, status
-from sqlalchemy.orm import Session
+from fastapi import APIRouter, Body, Query, Response, status
 
 from api.access.scopes import READ, SUBMIT
-from api.context import Context, Ctx, Tenant, page
+from api.context import Context, Ctx, Tenant, Who, page
 from api.idempotency import Once
-from api.native import inference
-from api.native.bodies import InferenceBody, JobPatch
-from api.native.objects import Deleted, Job, JobPage, has_ended, job_object, json_object, result_of
+from api.native import heavy_work, inference
+from api.native.bodies import AnyJobBody, InferenceBody, JobPatch
+from api.native.objects import Deleted, Job, JobPage, described, has_ended, job_object
 from core.errors import InvalidRequest, Unavailable
 from core.job import JobKind, JobState, ServiceClass
 from db import jobs
-from db.native import listing, removal, submission
+from db.native import heavy, listing, removal, submission
 from db.native.listing import JobFilter
 from db.native.submission import JobChange
 from db.tables import JobRow
@@ -27,9 +26,18 @@ JSON_LINES = "application/jsonl"
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, summary="Submit a job", dependencies=[SUBMIT])
-def create_job(context: Ctx, tenant: Tenant, body: InferenceBody, once: Once) -> Job:
-    """Requests are checked before anything is kept; the answer shows the job as it was accepted."""
-    return job_object(inference.submit(context, tenant, body, once))
+def create_job(context: Ctx, who: Who, body: Annotated[AnyJobBody, Body()], once: Once) -> Job:
+    """Of any kind; `kind` says which. Requests are checked before anything is kept; the answer shows the job as it was
+    accepted. A priority above the key's is lowered to it."""
+    body.priority = min(body.priority, who.max_priority)
+    if isinstance(body, InferenceBody):
+        return job_object(inference.submit(context, who, body, once))
+    return _shown(context, heavy_work.submit(context, who, body, once))
+
+
+def _shown(context: Context, job: JobRow) -> Job:
+    with context.database.begin() as session:
+        return described(session, job)
 
 
 @router.get("", summary="List jobs, newest first", dependencies=[READ])
@@ -56,34 +64,26 @@ def list_jobs(
     with context.database.begin() as session:
         rows = listing.list_jobs(session, wanted, tenant=tenant)
         counts = jobs.progress(session, [row.id for row in rows if not has_ended(row)])
-    objects = [job_object(row, counts.get(row.id)).model_dump() for row in rows]
+        progress = heavy.progress(session, [row.id for row in rows])
+    objects = [job_object(row, counts.get(row.id), said=progress.get(row.id)).model_dump() for row in rows]
     return JobPage.model_validate(page(objects, limit))
 
 
 @router.get("/{job_id}", summary="Show a job with its progress, latencies and result", dependencies=[READ])
 def get_job(context: Ctx, tenant: Tenant, job_id: str) -> Job:
     with context.database.begin() as session:
-        return _described(session, jobs.find(session, job_id, tenant=tenant))
-
-
-def _described(session: Session, job: JobRow) -> Job:
-    counts = None if has_ended(job) else jobs.progress(session, [job.id]).get(job.id)
-    if job.kind == JobKind.INFERENCE:
-        return job_object(job, counts, jobs.latencies(session, job))
-    shown = job_object(job, counts)
-    shown.parameters = json_object(listing.only_request(session, job))
-    shown.result = result_of(listing.only_outcome(session, job))
-    return shown
+        return described(session, jobs.find(session, job_id, tenant=tenant))
 
 
 @router.patch("/{job_id}", summary="Change a job's priority, deadline or metadata", dependencies=[SUBMIT])
-def change_job(context: Ctx, tenant: Tenant, job_id: str, body: JobPatch) -> Job:
+def change_job(context: Ctx, who: Who, job_id: str, body: JobPatch) -> Job:
     """A new priority holds for what has not started. 409 when the job has ended."""
-    change = JobChange(priority=body.priority, deadline=body.deadline, user_metadata=body.metadata)
+    priority = None if body.priority is None else min(body.priority, who.max_priority)
+    change = JobChange(priority=priority, deadline=body.deadline, user_metadata=body.metadata)
     with context.database.begin() as session:
-        job = jobs.find(session, job_id, tenant=tenant)
+        job = jobs.find(session, job_id, tenant=who.tenant)
         submission.change(session, job, change)
-        return _described(session, job)
+        return described(session, job)
 
 
 @router.delete("/{job_id}", summary="Cancel a job that runs; remove one that has ended", dependencies=[SUBMIT])

@@ -6,9 +6,13 @@ from typing import Any, Literal
 
 import msgspec
 from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
 
-from core.job import TERMINAL_JOB_STATES, JobState
+from core.job import TERMINAL_JOB_STATES, JobKind, JobState
+from db import jobs
 from db.jobs import Progress
+from db.native import heavy, listing
+from db.native.heavy import HeavyProgress
 from db.tables import JobRow, OutcomeRow
 
 
@@ -21,7 +25,8 @@ class JobProgress(BaseModel):
 
 class Job(BaseModel):
     """latencies: seconds; `ttft_…` from the arrival at the engine, `wall_seconds` from the first request's arrival
-    there to the last answer. result: of a job that is no inference, once it has ended."""
+    there to the last answer. parameters, device, result: of a job that is no inference: what it is to do, where it
+    ran last (`device@node`), and what came of it."""
 
     id: str
     object: Literal["job"] = "job"
@@ -42,6 +47,7 @@ class Job(BaseModel):
     progress: JobProgress
     latencies: dict[str, float] = Field(default_factory=dict)
     parameters: dict[str, Any] | None = None
+    device: str | None = None
     result: dict[str, Any] | None = None
     errors: dict[str, Any] | None
     endpoint: str | None
@@ -65,10 +71,28 @@ class Deleted(BaseModel):
     deleted: Literal[True] = True
 
 
-def job_object(job: JobRow, counts: Progress | None = None, latencies: Mapping[str, float] | None = None) -> Job:
-    """counts: of a job that has not ended, whose chunks hold them."""
+def described(session: Session, job: JobRow) -> Job:
+    """All there is to say of one job."""
+    counts = None if has_ended(job) else jobs.progress(session, [job.id]).get(job.id)
+    if job.kind == JobKind.INFERENCE:
+        return job_object(job, counts, latencies=jobs.latencies(session, job))
+    said = heavy.progress(session, [job.id]).get(job.id)
+    shown = job_object(job, counts, said=said)
+    shown.parameters = json_object(listing.only_request(session, job))
+    shown.result = result_of(listing.only_outcome(session, job))
+    shown.device = None if said is None else said.device
+    return shown
+
+
+def job_object(
+    job: JobRow,
+    counts: Progress | None = None,
+    *,
+    latencies: Mapping[str, float] | None = None,
+    said: HeavyProgress | None = None,
+) -> Job:
+    """counts: of a job that has not ended, whose chunks hold them. said: by a job that is no inference."""
     counted = counts or job
-    num_done = counted.num_completed + counted.num_failed
     return Job(
         id=job.public_id,
         kind=job.kind,
@@ -85,7 +109,7 @@ def job_object(job: JobRow, counts: Progress | None = None, latencies: Mapping[s
         num_failed=counted.num_failed,
         prompt_tokens=counted.prompt_tokens,
         completion_tokens=counted.completion_tokens,
-        progress=JobProgress(fraction=num_done / job.num_requests if job.num_requests else 0.0),
+        progress=progress_of(job, counted, said),
         latencies=dict(latencies or {}),
         errors=job.errors,
         endpoint=job.endpoint,
@@ -94,6 +118,13 @@ def job_object(job: JobRow, counts: Progress | None = None, latencies: Mapping[s
         error_file_id=job.error_file_id,
         metadata=job.user_metadata,
     )
+
+
+def progress_of(job: JobRow, counts: Progress | JobRow, said: HeavyProgress | None) -> JobProgress:
+    if said is not None and not has_ended(job):
+        return JobProgress(fraction=said.fraction, message=said.message)
+    num_done = counts.num_completed + counts.num_failed
+    return JobProgress(fraction=num_done / job.num_requests if job.num_requests else 0.0)
 
 
 def ended_at(job: JobRow) -> datetime | None:

@@ -8,7 +8,7 @@ from celery import shared_task
 
 from core.job import JobState
 from db import chunks, jobs, shares
-from tasks import dispatcher
+from tasks import dispatcher, heavy
 from tasks.messages import RECONCILE
 from tasks.queues import UPKEEP
 from tasks.services import Services, current
@@ -30,6 +30,7 @@ def reconcile() -> None:
     move_on(services)
     keep_shares(services)
     dispatcher.refill(services)
+    heavy.wake_nodes(services)
 
 
 def take_back(services: Services) -> int:

@@ -87,17 +87,17 @@ def test_a_file_is_validated_like_that_of_a_batch(client: TestClient, world: Wor
     [
         ({"prompts": ["a"], "model": "nobody/serves-it"}, "prompts[0]"),
         ({"prompts": None, "requests": [{"body": {"messages": []}}]}, "requests[0]"),
+        ({"prompts": None, "requests": [{"body": {"messages": "\ud800", "n": 2**70}}]}, "requests[0]"),
         ({"endpoint": "/v1/nowhere"}, "endpoint"),
-        ({"priority": 10}, "priority"),
-        ({"prompts": None}, None),
+        ({"priority": 10}, "inference.priority"),
+        ({"prompts": None}, "inference"),
         ({"deadline": "2001-01-01T00:00:00Z"}, "deadline"),
     ],
 )
-def test_what_is_wrong_with_a_job_is_said_at_once(
-    client: TestClient, body: dict[str, object], param: str | None
-) -> None:
+def test_what_is_wrong_with_a_job_is_said_at_once(client: TestClient, body: dict[str, object], param: str) -> None:
     # When
-    response = client.post("/api/v1/jobs", json={**PROMPTS, **body})
+    content = json.dumps({**PROMPTS, **body})
+    response = client.post("/api/v1/jobs", content=content, headers={"content-type": "application/json"})
     # Then
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param

@@ -43,18 +43,18 @@ def test_workers_listen_to_the_queues_of_their_class_and_models(parts: dict[str,
     assert option(parts["upkeep"], "-Q") == "upkeep"
 
 
-def test_inference_runs_on_threads_and_heavy_jobs_in_processes_that_can_be_ended(parts: dict[str, Part]) -> None:
+def test_all_workers_run_on_threads_because_cancel_and_drain_are_ours(parts: dict[str, Part]) -> None:
     assert {name: option(part, "--pool") for name, part in parts.items() if name != "engine-cpu"} == {
         "online-cpu": "threads",
         "batch-cpu": "threads",
-        "heavy-cpu": "prefork",
+        "heavy-cpu": "threads",
         "control": "threads",
         "upkeep": "threads",
     }
 
 
 def test_bulk_work_yields_the_cpu_to_people_who_wait(parts: dict[str, Part]) -> None:
-    assert parts["batch-cpu"].nice > parts["online-cpu"].nice == 0
+    assert parts["batch-cpu"].nice == parts["heavy-cpu"].nice > parts["online-cpu"].nice == 0
 
 
 def test_a_gpu_is_pinned_by_its_uuid_for_the_engine_and_its_workers() -> None:
@@ -64,8 +64,7 @@ def test_a_gpu_is_pinned_by_its_uuid_for_the_engine_and_its_workers() -> None:
     # Then
     assert {part.env["CUDA_VISIBLE_DEVICES"] for part in [engine, *workers]} == {"GPU-aaaa"}
     assert option(engine, "--device") == "cuda"
-    served = [part for part in workers if part.name != "heavy-gpu0"]
-    assert {part.env["MILLRACE_ENGINE_ENDPOINT"] for part in served} == {option(engine, "--endpoint")}
+    assert {part.env["MILLRACE_ENGINE_ENDPOINT"] for part in workers} == {option(engine, "--endpoint")}
 
 
 def test_the_engine_gets_every_model_and_preloads_the_first(parts: dict[str, Part]) -> None:

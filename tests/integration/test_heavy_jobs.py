@@ -1,0 +1,254 @@
+"""Jobs that are no inference over the real servers and a real engine process: submitted by HTTP, claimed by the node,
+run, watched, stopped."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import text
+from starlette.testclient import TestClient
+
+from api.app import create_api
+from core.errors import Interrupted, ModelFailure, Unavailable
+from core.job import JobKind
+from db.native.heavy import Claimant
+from tasks import heavy as heavy_tasks
+from tasks import services as installed
+from tasks.heavy import run_heavy
+from tasks.queues import heavy_queue
+from tasks.upkeep import reconciler
+from tests.engine_process import engine_process
+from tests.polling import until
+from tests.world import MODEL, World
+from workers.heavy.benchmark import BenchmarkWork
+from workers.heavy.child import run_engine_job
+from workers.heavy.engine_access import EngineAccess
+from workers.heavy.runner import MAX_ATTEMPTS, HeavyJobRunner
+from workers.heavy.warming import WarmingWork
+from workers.heavy.work import Result, Talk, Task, Work
+
+Json = dict[str, object]
+
+
+@dataclass
+class Node:
+    """The heavy worker of a node, run by hand, and an engine."""
+
+    world: World
+    client: TestClient
+    endpoint: str
+    stack: ExitStack
+    works: dict[JobKind, Work] = field(default_factory=dict)
+
+    def start_engine(self, delay: float = 0.0) -> None:
+        self.stack.enter_context(engine_process(self.endpoint, "--model", f"{MODEL}=null:{delay}", "--preload", MODEL))
+
+    def install(self, node: str = "node", lease_seconds: float = 30.0) -> None:
+        claimant = Claimant(f"worker@{node}", node, "cpu", (MODEL,), lease_seconds)
+        runner = HeavyJobRunner(self.world.database, self.works, claimant, self.world.stopping)
+        installed.install(replace(self.world.services, heavy=runner))
+
+    def submit(self, **body: object) -> str:
+        response = self.client.post("/api/v1/jobs", json={"model": MODEL, **body})
+        assert response.status_code == 201, response.text
+        return str(response.json()["id"])
+
+    def job(self, job: str) -> Json:
+        shown: Json = self.client.get(f"/api/v1/jobs/{job}").json()
+        return shown
+
+    def run_in_background(self) -> threading.Thread:
+        thread = threading.Thread(target=run_heavy, args=("hint",))
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def node(world: World, tmp_path: Path) -> Iterator[Node]:
+    api = create_api(world.services.settings)
+    with ExitStack() as stack, TestClient(api, base_url="http://127.0.0.1") as client:
+        endpoint = f"ipc://{tmp_path}/engine.sock"
+        engine = EngineAccess(endpoint, wait_seconds=60.0)
+        node = Node(world, client, endpoint, stack)
+        node.works = {JobKind.WARMING: WarmingWork(engine), JobKind.BENCHMARK: BenchmarkWork(engine)}
+        node.install()
+        yield node
+
+
+def test_warming_loads_a_model_and_runs_prompts(node: Node) -> None:
+    # Given
+    node.start_engine()
+    job = node.submit(kind="warming", prompts=["one two", "three"])
+    # When
+    run_heavy(job)
+    # Then
+    shown = node.job(job)
+    assert shown["state"] == "completed"
+    assert shown["device"] == "cpu@node"
+    result = shown["result"]
+    assert isinstance(result, dict)
+    assert (result["num_prompts"], result["num_tokens"]) == (2, 5)
+    assert result["seconds"] >= result["load_seconds"] >= 0
+
+
+def test_a_benchmark_reports_rates_and_percentiles(node: Node) -> None:
+    # Given
+    node.start_engine()
+    job = node.submit(kind="benchmark", workload="short", num_requests=20, concurrency=4)
+    # When
+    run_heavy(job)
+    # Then
+    result = node.job(job)["result"]
+    assert isinstance(result, dict)
+    assert result["workload"] == {"prompt_tokens": 16, "answer_tokens": 16, "num_requests": 20, "concurrency": 4}
+    assert (result["prompt_tokens"], result["completion_tokens"], result["device"]) == (320, 20, "cpu")
+    assert result["completion_tokens_per_second"] > 0
+    assert set(result["ttft_seconds"]) == {"p50", "p95", "p99"}
+
+
+def test_a_job_that_runs_shows_its_progress_and_can_be_cancelled(node: Node) -> None:
+    # Given an engine that answers the second prompt only after an hour
+    node.start_engine(delay=3600.0)
+    job = node.submit(kind="warming", prompts=["slow"])
+    running = node.run_in_background()
+    until(lambda: "prompt 1 of 1" in str(node.job(job)["progress"]))
+    assert node.job(job)["state"] == "in_progress"
+    # When
+    assert node.client.delete(f"/api/v1/jobs/{job}").status_code == 202
+    running.join()
+    # Then
+    assert node.job(job)["state"] == "cancelled"
+    assert node.job(job)["result"] is None
+
+
+def test_a_worker_that_shuts_down_hands_its_job_back(node: Node) -> None:
+    # Given
+    node.start_engine(delay=3600.0)
+    job = node.submit(kind="warming", prompts=["slow"])
+    running = node.run_in_background()
+    until(lambda: "prompt" in str(node.job(job)["progress"]))
+    # When
+    node.world.stopping.set()
+    running.join()
+    # Then
+    assert node.job(job)["state"] == "in_progress"
+    assert chunk(node.world) == ("waiting", 1, 1)
+
+
+def test_a_job_whose_worker_died_runs_again_elsewhere(node: Node) -> None:
+    # Given a worker that wrote nothing for longer than its lease
+    job = node.submit(kind="warming")
+    with node.world.database.begin() as session:
+        session.execute(
+            text(
+                "UPDATE chunks SET state = 'running', owner = 'dead', attempt = 1, lease_until = now() - interval '1s'"
+            )
+        )
+    # When
+    reconciler.take_back(node.world.services)
+    node.start_engine()
+    run_heavy(job)
+    # Then
+    assert node.job(job)["state"] == "completed"
+
+
+def chunk(world: World) -> tuple[str, int, int]:
+    """State, attempt, times handed back of the only chunk."""
+    with world.database.begin() as session:
+        row = session.execute(text("SELECT state, attempt, num_handed_back FROM chunks")).one()
+    return row[0], row[1], row[2]
+
+
+@dataclass
+class Failing:
+    """A work that cannot be done."""
+
+    error: Exception
+
+    def __call__(self, task: Task, talk: Talk) -> Result:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ModelFailure("no room"), "model_failure"),
+        (ZeroDivisionError("a fault"), "model_failure"),
+    ],
+)
+def test_a_job_that_cannot_be_done_has_failed_and_says_why(node: Node, error: Exception, code: str) -> None:
+    # Given
+    node.works[JobKind.WARMING] = Failing(error)
+    job = node.submit(kind="warming")
+    # When
+    run_heavy(job)
+    # Then
+    shown = node.job(job)
+    assert shown["state"] == "failed"
+    errors = shown["errors"]
+    assert isinstance(errors, dict)
+    assert (errors["data"][0]["code"], str(error) in errors["data"][0]["message"]) == (code, True)
+
+
+def test_what_another_try_may_mend_is_tried_again_but_not_for_ever(node: Node) -> None:
+    # Given
+    node.works[JobKind.WARMING] = Failing(Unavailable("the engine is away"))
+    job = node.submit(kind="warming")
+    # When
+    for attempt in range(MAX_ATTEMPTS):
+        assert node.job(job)["state"] == "in_progress", attempt
+        run_heavy(job)
+    # Then
+    assert node.job(job)["state"] == "failed"
+
+
+def test_a_job_for_one_node_is_left_alone_by_the_others(node: Node) -> None:
+    # Given
+    job = node.submit(kind="warming", node="node")
+    node.works[JobKind.WARMING] = Failing(ModelFailure("ran"))
+    # When
+    node.install("other")
+    run_heavy(job)
+    # Then
+    assert node.job(job)["state"] == "in_progress"
+    node.install("node")
+    run_heavy(job)
+    assert node.job(job)["state"] == "failed"
+
+
+def test_a_model_or_node_that_is_not_there_is_refused(node: Node) -> None:
+    for body in ({"model": "nobody/has-it"}, {"model": MODEL, "node": "nowhere"}):
+        response = node.client.post("/api/v1/jobs", json={"kind": "warming", **body})
+        assert response.status_code == 404
+    assert node.client.get("/api/v1/jobs").json()["data"] == []
+
+
+def test_lost_messages_are_sent_again_but_no_more_than_the_window(node: Node) -> None:
+    # Given
+    for _ in range(5):
+        node.submit(kind="warming")
+    node.world.services.redis.delete(heavy_queue("node"))
+    # When
+    sent = heavy_tasks.wake_nodes(node.world.services) + heavy_tasks.wake_nodes(node.world.services)
+    # Then
+    assert sent == heavy_tasks.NODE_WINDOW
+
+
+def test_a_child_ends_with_the_job(tmp_path: Path) -> None:
+    # Given a job that was stopped while its process started
+    talk = Talk()
+    talk.stop.set()
+    # When
+    with pytest.raises(Interrupted):
+        run_engine_job(["quantize", "--model", "x", "--method", "nf4", "--out", str(tmp_path / "out")], talk)
+    # Then
+    assert [child for child in psutil.Process().children() if "engine.jobs" in child.cmdline()] == []
+
+
+def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ModelFailure, match="invalid choice"):
+        run_engine_job(["quantize", "--model", "x", "--method", "nf5", "--out", str(tmp_path / "out")], Talk())

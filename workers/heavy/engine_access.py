@@ -1,0 +1,82 @@
+"""The engine of this worker's device, for the length of one heavy job: connecting, waiting for a model, and asking."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+
+from core.errors import ModelFailure, Unavailable
+from core.protocol import MODEL_FAILED, MODEL_READY, Failed, Generate, Hello, ModelStatus
+from workers.engine_client import Answer, EngineClient
+from workers.heavy.work import Talk
+
+LOOK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAccess:
+    """wait_seconds: how long an engine may be away before the job is given back."""
+
+    endpoint: str
+    wait_seconds: float
+
+    @contextmanager
+    def connect(self, name: str) -> Iterator["EngineSession"]:
+        client = EngineClient(self.endpoint, name=name)
+        client.start()
+        try:
+            yield EngineSession(client, self.wait_seconds)
+        finally:
+            client.close()
+
+
+@dataclass(slots=True)
+class EngineSession:
+    client: EngineClient
+    wait_seconds: float
+    answers: SimpleQueue[Answer] = field(default_factory=SimpleQueue)
+
+    def hello(self, talk: Talk) -> Hello:
+        """Raises Unavailable when the engine stays away, Interrupted."""
+        waited = 0.0
+        while (hello := self.client.wait_ready(LOOK_SECONDS)) is None:
+            talk.check()
+            waited += LOOK_SECONDS
+            if waited > self.wait_seconds:
+                raise Unavailable(f"no engine answered within {self.wait_seconds:.0f} s; the job is tried again")
+        return hello
+
+    def load(self, model: str, talk: Talk) -> ModelStatus:
+        """Waits until the model is in memory. Raises ModelFailure when it cannot be, Unavailable, Interrupted."""
+        self.hello(talk)
+        has_asked = False
+        while True:
+            status = next((one for one in self.hello(talk).models if one.name == model), None)
+            if status is None:
+                raise ModelFailure(f"the engine of this device does not serve {model!r}")
+            if status.state == MODEL_READY:
+                return status
+            if status.state == MODEL_FAILED and has_asked:
+                raise ModelFailure(f"{model} cannot be loaded: {status.error}")
+            if not has_asked:
+                self.client.load(model)
+                has_asked = True
+            if talk.stop.wait(LOOK_SECONDS):
+                talk.check()
+
+    def submit(self, requests: Sequence[Generate]) -> None:
+        self.client.submit(requests, self.answers.put)
+
+    def next_answer(self, talk: Talk) -> Answer:
+        """Waits for it. Raises ModelFailure for a request that failed (Unavailable where another try may help), and
+        Interrupted."""
+        while True:
+            talk.check()
+            try:
+                answer = self.answers.get(timeout=LOOK_SECONDS)
+            except Empty:
+                continue
+            if isinstance(answer, Failed):
+                kind = Unavailable if answer.is_retryable else ModelFailure
+                raise kind(f"a request of the job failed ({answer.code}): {answer.message}")
+            return answer
