@@ -95,7 +95,7 @@ class ChunkMachine(RuleBasedStateMachine):
         self.num_answers += 1
         answer = json.dumps({"answer": self.num_answers})
         outcomes = [Outcome(index, 200 if is_success else 400, answer, 3, 2) for index in indices]
-        with self.unless_lost(), self.world.database.begin() as session:
+        with self.unless_lost(lease), self.world.database.begin() as session:
             chunks.write(session, lease, outcomes)
             written = [index for index in indices if (lease.job_public_id, index) not in self.model.written]
             self.on_commit = lambda: self.model.written.update(
@@ -107,7 +107,7 @@ class ChunkMachine(RuleBasedStateMachine):
         if pick >= lease.num_requests:
             return
         retry = Retry(lease.first_request + pick, num_attempts, "model_failure", "why", delay_seconds=0.0)
-        with self.unless_lost(), self.world.database.begin() as session:
+        with self.unless_lost(lease), self.world.database.begin() as session:
             chunks.write(session, lease, [], [retry])
 
     @rule(lease=leases)
@@ -117,12 +117,12 @@ class ChunkMachine(RuleBasedStateMachine):
 
     @rule(lease=consumes(leases), crash=st.sampled_from((None, Crash(None), Crash(0))))
     def hand_back(self, lease: Lease, crash: Crash | None) -> None:
-        with self.unless_lost(), self.world.database.begin() as session:
+        with self.unless_lost(lease), self.world.database.begin() as session:
             chunks.hand_back(session, lease, crash)
 
     @rule(lease=consumes(leases))
     def delay(self, lease: Lease) -> None:
-        with self.unless_lost(), self.world.database.begin() as session:
+        with self.unless_lost(lease), self.world.database.begin() as session:
             chunks.delay(session, lease)
 
     @rule(seconds=st.sampled_from((-1, 86_400)))
@@ -254,13 +254,20 @@ class ChunkMachine(RuleBasedStateMachine):
             action(session, job)
 
     @contextmanager
-    def unless_lost(self) -> Iterator[None]:
-        """A worker that lost its lease is told so, and has written nothing."""
+    def unless_lost(self, lease: Lease) -> Iterator[None]:
+        """A worker whose lease is no longer the last one is told so, and has written nothing; nobody else is."""
         self.on_commit = do_nothing
+        with self.world.database.begin() as session:
+            current = session.execute(
+                text("SELECT owner, attempt FROM chunks WHERE id = :id AND state = 'running'"), {"id": lease.chunk_id}
+            ).one_or_none()
+        is_held = current is not None and tuple(current) == (lease.owner, lease.attempt)
         try:
             yield
         except LeaseLost:
+            assert not is_held
             return
+        assert is_held
         self.on_commit()
 
 
