@@ -17,7 +17,8 @@ class Line:
 @dataclass(frozen=True, slots=True)
 class Ended:
     """A job when it is over. expected: custom_id -> answer. lines: of both files. outcomes: custom_id -> answer, by
-    the database. The counters are those of the job and the sum of its chunks. attempts: of each chunk."""
+    the database. The counters are those of the job and the sum of its chunks. attempts: of each chunk. row_attempts:
+    of each outcome, the attempt that wrote it and the last one of its chunk. num_retries: rows whose failure counted."""
 
     name: str
     state: str
@@ -27,6 +28,8 @@ class Ended:
     job_counters: tuple[int, int]
     chunk_counters: tuple[int, int]
     attempts: Sequence[int]
+    row_attempts: Sequence[tuple[int, int]] = ()
+    num_retries: int = 0
 
 
 @dataclass
@@ -68,6 +71,13 @@ def differences(job: Ended, max_attempts: int) -> Differences:
         for attempt in job.attempts
         if not 1 <= attempt <= max_attempts
     ]
+    found.counts += [
+        f"{job.name}: expected a row written by attempt 1 to {of_chunk} of its chunk, got {of_row}"
+        for of_row, of_chunk in job.row_attempts
+        if not 1 <= of_row <= of_chunk
+    ]
+    if job.num_retries:
+        found.counts.append(f"{job.name}: expected that no failure was counted against a row, got {job.num_retries}")
     return found
 
 

@@ -1,7 +1,7 @@
 """What became of it, read when everything is over: straight from the tables, and the files as their owners get them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -17,11 +17,14 @@ ENDED = ("completed", "failed", "cancelled", "expired")
 _JOBS = """
 SELECT j.id, j.public_id, j.tenant, j.state, j.num_completed, j.num_failed, j.output_file_id, j.error_file_id,
     coalesce(sum(c.num_completed), 0)::int AS chunk_completed, coalesce(sum(c.num_failed), 0)::int AS chunk_failed,
-    coalesce(array_agg(c.attempt) FILTER (WHERE c.id IS NOT NULL), '{}') AS attempts
+    coalesce(array_agg(c.attempt) FILTER (WHERE c.id IS NOT NULL), '{}') AS attempts,
+    (SELECT count(*)::int FROM retries WHERE retries.job_id = j.id) AS num_retries
 FROM jobs j LEFT JOIN chunks c ON c.job_id = j.id WHERE j.service_class = 'batch' GROUP BY j.id ORDER BY j.id
 """
 _OUTCOMES = """
-SELECT r.custom_id, o.status_code, o.body FROM outcomes o LEFT JOIN requests r USING (job_id, index)
+SELECT r.custom_id, o.status_code, o.body, o.attempt, c.attempt AS chunk_attempt
+FROM outcomes o LEFT JOIN requests r USING (job_id, index)
+LEFT JOIN chunks c ON c.job_id = o.job_id AND o.index >= c.first_request AND o.index < c.first_request + c.num_requests
 WHERE o.job_id = %s
 """
 
@@ -64,22 +67,23 @@ class Facts:
     def ended(self, expected: Mapping[str, Mapping[str, str]]) -> list[Ended]:
         """Every batch there is; one that nobody remembers is expected to have no row at all."""
         with self._connect() as connection:
-            return [
-                Ended(
-                    name=f"{job['public_id']} of {job['tenant']}",
-                    state=job["state"],
-                    expected=expected.get(job["public_id"], {}),
-                    lines=self._lines(job),
-                    outcomes=[
-                        Line(row["custom_id"], _answer(row["status_code"], json.loads(row["body"])))
-                        for row in connection.execute(_OUTCOMES, [job["id"]])
-                    ],
-                    job_counters=(job["num_completed"], job["num_failed"]),
-                    chunk_counters=(job["chunk_completed"], job["chunk_failed"]),
-                    attempts=job["attempts"],
-                )
-                for job in connection.execute(_JOBS).fetchall()
-            ]
+            found = connection.execute(_JOBS).fetchall()
+            outcomes = {job["id"]: connection.execute(_OUTCOMES, [job["id"]]).fetchall() for job in found}
+        return [self._job(job, outcomes[job["id"]], expected.get(job["public_id"], {})) for job in found]
+
+    def _job(self, job: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], expected: Mapping[str, str]) -> Ended:
+        return Ended(
+            name=f"{job['public_id']} of {job['tenant']}",
+            state=job["state"],
+            expected=expected,
+            lines=self._lines(job),
+            outcomes=[Line(row["custom_id"], _answer(row["status_code"], json.loads(row["body"]))) for row in outcomes],
+            job_counters=(job["num_completed"], job["num_failed"]),
+            chunk_counters=(job["chunk_completed"], job["chunk_failed"]),
+            attempts=job["attempts"],
+            row_attempts=[(row["attempt"], row["chunk_attempt"]) for row in outcomes],
+            num_retries=job["num_retries"],
+        )
 
     def wrong_online(self) -> list[str]:
         """Online questions with two outcomes cannot be stored; those whose job is over without any are named."""

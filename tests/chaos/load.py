@@ -25,6 +25,7 @@ from tests.null_answers import answer_to, chat_rows, encode, expected_answer
 
 NEIGHBOUR = "neighbour"
 NEIGHBOUR_ROWS = 100
+PRIORITIES = (1, 5, 9)
 PATIENCE_SECONDS = 20.0
 PAUSE_SECONDS = 0.5
 
@@ -85,7 +86,7 @@ class Asker:
 
 
 class Neighbour:
-    """A second tenant: a small batch, and the next when that has ended, written as the API would."""
+    """A second tenant: a small batch of any priority, and the next when that has ended, written as the API would."""
 
     def __init__(self, settings: Settings, model: str, seed: int) -> None:
         assert settings.database_url is not None
@@ -120,6 +121,7 @@ class Neighbour:
             completion_window="24h",
             expires_after=timedelta(hours=24),
             tenant=NEIGHBOUR,
+            priority=self._chance.choice(PRIORITIES),
         )
         with self._database.begin() as session:
             files.add(

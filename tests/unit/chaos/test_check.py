@@ -50,6 +50,9 @@ def test_what_is_lost_doubled_or_wrong_shows_in_files_and_in_outcomes(
         ({"chunk_counters": (4, 0)}, "in its chunks, got 4 and 0"),
         ({"attempts": [1, 3]}, "begun 1 to 2 times, got 3"),
         ({"attempts": [0]}, "got 0"),
+        ({"row_attempts": [(1, 2), (3, 2)]}, "attempt 1 to 2 of its chunk, got 3"),
+        ({"row_attempts": [(0, 1)]}, "got 0"),
+        ({"num_retries": 2}, "counted against a row, got 2"),
     ],
 )
 def test_states_counters_and_attempts_are_compared_too(changed: dict[str, object], sentence: str) -> None:
