@@ -18,7 +18,7 @@ class Line:
 class Ended:
     """A job when it is over. expected: custom_id -> answer. lines: of both files. outcomes: custom_id -> answer, by
     the database. The counters are those of the job and the sum of its chunks. attempts: of each chunk. row_attempts:
-    of each outcome, the attempt that wrote it and the last one of its chunk. num_retries: rows whose failure counted."""
+    of each outcome, the attempt that wrote it and the last one of its chunk. num_retries: rows whose failures count."""
 
     name: str
     state: str

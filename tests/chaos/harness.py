@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class Result:
     again: int
     most_runs: int
     num_answered: int
-    num_refused: int
+    refused: Mapping[str, int]
     seconds: float
 
     @property
@@ -76,7 +76,7 @@ class Result:
         missed = ", ".join(self.never_hit)
         return [
             f"{self.again} of {self.num_rows} rows ran again, one of them {self.most_runs} times in all",
-            f"online requests: {self.num_answered} answered, {self.num_refused} refused or cut off",
+            f"online requests: {self.num_answered} answered; not answered: {dict(self.refused)}",
             *self.differences.counts,
             *([f"never hit while rows were running: {missed}"] if missed else []),
         ]
@@ -212,7 +212,7 @@ class _Run:
             again=again,
             most_runs=most_runs,
             num_answered=asker.num_answered,
-            num_refused=asker.num_refused,
+            refused=asker.refused,
             seconds=time.monotonic() - self._began,
         )
 

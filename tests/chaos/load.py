@@ -3,6 +3,7 @@ people who ask online. Whoever asks bears that nobody answers; a wrong answer is
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -58,16 +59,16 @@ class Loop:
 
 @dataclass
 class Asker:
-    """Asks one question after another. num_refused: answered with an error or not at all."""
+    """Asks one question after another. refused: why there was no answer, and how often."""
 
     url: str
     model: str
     num_answered: int = 0
-    num_refused: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
     def step(self) -> None:
-        question = f"online {self.num_answered + self.num_refused}"
+        question = f"online {self.num_answered + self.refused.total()}"
         messages = [{"role": "user", "content": question}]
         try:
             answer = httpx.post(
@@ -75,9 +76,11 @@ class Asker:
                 json={"model": self.model, "messages": messages},
                 timeout=PATIENCE_SECONDS,
             )
-            answer.raise_for_status()
-        except httpx.HTTPError:
-            self.num_refused += 1
+        except httpx.HTTPError as error:
+            self.refused[type(error).__name__] += 1
+            return
+        if not answer.is_success:
+            self.refused[f"{answer.status_code} {answer.json()['error']['code']}"] += 1
             return
         self.num_answered += 1
         text = answer.json()["choices"][0]["message"]["content"]
