@@ -19,9 +19,11 @@ from api.access.scopes import public_paths
 from api.broker import Broker
 from api.codecs import Codecs
 from api.context import Context
+from api.documentation import Api
 from api.draining import Drain, Draining
 from api.native import jobs, queues
 from api.openai import batches, completions, embeddings, files, models, webhooks
+from api.openai.responses import routes as responses
 from core.access import is_loopback
 from core.errors import ConfigurationError
 from core.redis_url import client_url
@@ -68,27 +70,15 @@ def create_api(settings: Settings) -> FastAPI:
         await context.redis.aclose()
         context.database.close()
 
-    app = FastAPI(
+    app = Api(
         title="Millrace",
         version=version("millrace"),
         summary="LLM jobs on your own GPUs: OpenAI-compatible batches and completions.",
         lifespan=lifespan,
         openapi_url=None,  # api.contract serves it, to those who have a key
     )
-    for module in (
-        files,
-        batches,
-        models,
-        completions,
-        embeddings,
-        webhooks,
-        jobs,
-        queues,
-        health,
-        home,
-        login,
-        contract,
-    ):
+    openai = (files, batches, models, completions, embeddings, responses, webhooks)
+    for module in (*openai, jobs, queues, health, home, login, contract):
         app.include_router(module.router)
     app.add_middleware(BodyLimit, max_file_bytes=settings.max_file_bytes)
     app.add_middleware(Gate, public_paths=public_paths(app), is_key_required=settings.auth != "local")

@@ -57,6 +57,7 @@ CODES = (
     ("not_found", HTTP, "There is no such file, batch or job."),
     ("not_received", LOG, "The request was lost on its way to the engine; it is sent again."),
     ("overloaded", f"{HTTP}, {LOG}", "Full; try again after `Retry-After` seconds."),
+    ("previous_response_not_found", HTTP, "The conversation cannot be continued: a response of it is gone."),
     ("request_failed", COMMAND, "The server answered with an error; the message is its own."),
     ("request_too_large", HTTP, "Status 413: the body or the file is larger than the limit."),
     (

@@ -119,7 +119,13 @@ def get_file(context: Ctx, tenant: Tenant, file_id: str) -> dict[str, Any]:
         return file_object(files.find(session, file_id, tenant=tenant))
 
 
-@router.get("/{file_id}/content", summary="Download a file", response_class=StreamingResponse, dependencies=[READ])
+@router.get(
+    "/{file_id}/content",
+    summary="Download a file",
+    response_class=StreamingResponse,
+    responses={200: {"description": "Its bytes", "content": {"application/octet-stream": {}}}},
+    dependencies=[READ],
+)
 def get_content(context: Ctx, tenant: Tenant, file_id: str) -> StreamingResponse:
     with context.database.begin() as session:
         row = files.find(session, file_id, tenant=tenant)

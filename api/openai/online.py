@@ -46,7 +46,7 @@ class Submitted:
 
 
 async def answer(context: Context, tenant: str, request: Request, endpoint: str, once: Key | None) -> Response:
-    _check_content_type(request)
+    check_content_type(request)
     body = await request.body()
     await context.broker.check()
     submitted = await run_in_threadpool(_submit, context, tenant, endpoint, body, once)
@@ -58,7 +58,7 @@ async def answer(context: Context, tenant: str, request: Request, endpoint: str,
     return await _whole_answer(context, request, job, ending)
 
 
-def _check_content_type(request: Request) -> None:
+def check_content_type(request: Request) -> None:
     """Browsers let any page send other types across origins without asking."""
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "application/json":
@@ -93,7 +93,7 @@ async def _whole_answer(context: Context, request: Request, job: JobRow, ending:
     ended: Ended | None = None
     has_left = False
     try:
-        ended = await unless_left(request.receive, lambda: _wait(context, job))
+        ended = await unless_left(request.receive, lambda: wait(context, job))
         has_left = ended is None
     finally:
         if ended is None:  # nobody waits any more, whatever the reason
@@ -107,7 +107,7 @@ async def _whole_answer(context: Context, request: Request, job: JobRow, ending:
     return Response(whole_body([outcome.body for outcome in ended.outcomes]), media_type="application/json")
 
 
-async def _wait(context: Context, job: JobRow) -> Ended:
+async def wait(context: Context, job: JobRow) -> Ended:
     """Raises Interrupted when it takes too long."""
     seconds = context.settings.online_timeout_seconds
     with move_on_after(seconds):

@@ -162,6 +162,11 @@ class CompletionRequest:
         )
 
 
+def body_type(endpoint: str) -> type[msgspec.Struct]:
+    """The struct of an endpoint's bodies, for the document that describes them."""
+    return _ChatBody if endpoint == CHAT_ENDPOINT else _TextBody
+
+
 def parse_body(endpoint: str, body: bytes) -> CompletionRequest:
     """Raises InvalidRequest naming the field that is wrong, Unsupported for what is not offered."""
     if endpoint == CHAT_ENDPOINT:

@@ -26,7 +26,7 @@ class _Format(msgspec.Struct):
     encoding_format: EncodingFormat | None = None
 
 
-class _Body(_Format, kw_only=True):
+class EmbeddingBody(_Format, kw_only=True):
     """`user` and other fields that change nothing about the answer are accepted."""
 
     model: Annotated[str, Meta(min_length=1)]
@@ -34,7 +34,7 @@ class _Body(_Format, kw_only=True):
     dimensions: Positive | None = None
 
 
-_decoder = msgspec.json.Decoder(_Body)
+_decoder = msgspec.json.Decoder(EmbeddingBody)
 _format_decoder = msgspec.json.Decoder(_Format)
 
 

@@ -353,3 +353,23 @@ class OutcomeRow(Row):
     first_token_seconds: Mapped[float] = mapped_column(server_default=text("0"))
     total_seconds: Mapped[float] = mapped_column(server_default=text("0"))
     finished_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ResponseRow(Row):
+    """A response of OpenAI's Responses API: the job that makes it, the items that were sent, and the fields of the
+    response that repeat the request. `is_stored` false: it can be seen by nobody but the call that made it."""
+
+    __tablename__ = "responses"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(server_default=DEFAULT_TENANT)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    previous_id: Mapped[str | None]
+    is_stored: Mapped[bool]
+    has_tools: Mapped[bool]
+    is_streamed: Mapped[bool]
+    items: Mapped[str]
+    echo: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index("ix_responses_job_id", "job_id"),)

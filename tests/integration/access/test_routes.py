@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import pytest
 from fastapi import FastAPI
@@ -10,17 +11,48 @@ from starlette.testclient import TestClient
 from api.access.scopes import DeclaredRoute, declared_routes, public_paths
 from api.app import create_api
 from core.access import Scope
+from core.openai.completion import CHAT_ENDPOINT
 from core.settings import Settings
+from db import jobs
+from db.jobs import NewOnlineRequest
+from db.tables import JobRow, ResponseRow
 from tests.integration.access.keys import WRONG_KEY, bearer, expired_key, make_key, revoked_key
-from tests.world import World, batch_file, changed
+from tests.world import MODEL, World, batch_file, changed
 
 UNAUTHENTICATED, FORBIDDEN, NOT_FOUND = 401, 403, 404
 ROUTES = list(declared_routes(create_api(Settings(database_url="postgresql://"))))
+
+
+def online_job(world: World) -> JobRow:
+    request = NewOnlineRequest(endpoint=CHAT_ENDPOINT, model=MODEL, body="{}", expires_after=timedelta(hours=1))
+    with world.database.begin() as session:
+        return jobs.create_online(session, request)
+
+
+def stored_response(world: World) -> str:
+    job = online_job(world)
+    row = ResponseRow(
+        id="resp_1",
+        tenant=job.tenant,
+        job_id=job.id,
+        is_stored=True,
+        has_tools=False,
+        is_streamed=True,
+        items="[]",
+        echo="{}",
+    )
+    with world.database.begin() as session:
+        session.merge(row)
+    return row.id
+
+
 # One of another tenant's for every name that stands in a path.
 OTHERS: dict[str, Callable[[World], str]] = {
     "file_id": lambda world: world.upload(batch_file(range(2))),
     "batch_id": lambda world: world.start_job(2).public_id,
     "job_id": lambda world: world.start_job(2).public_id,
+    "answer_id": lambda world: f"chatcmpl-{online_job(world).public_id}-0",
+    "response_id": stored_response,
 }
 # What a route must be sent before it looks for what it is asked about.
 BODIES: dict[str, dict[str, object]] = {"PATCH /api/v1/jobs/{job_id}": {"priority": 1}}
