@@ -9,7 +9,7 @@ from redis.asyncio import Redis as AsyncRedis
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from api import contract, errors, health, home
+from api import errors, health, home
 from api.access import login
 from api.access.binding import check_binding
 from api.access.body import BodyLimit
@@ -19,7 +19,8 @@ from api.access.scopes import public_paths
 from api.broker import Broker
 from api.codecs import Codecs
 from api.context import Context
-from api.documentation import Api
+from api.contract import pages as contract
+from api.contract.document import Api
 from api.draining import Drain, Draining
 from api.native import jobs, queues
 from api.openai import batches, completions, embeddings, files, models, webhooks
@@ -75,7 +76,7 @@ def create_api(settings: Settings) -> FastAPI:
         version=version("millrace"),
         summary="LLM jobs on your own GPUs: OpenAI-compatible batches and completions.",
         lifespan=lifespan,
-        openapi_url=None,  # api.contract serves it, to those who have a key
+        openapi_url=None,  # api.contract.pages serves it, to those who have a key
     )
     openai = (files, batches, models, completions, embeddings, responses, webhooks)
     for module in (*openai, jobs, queues, health, home, login, contract):

@@ -5,7 +5,7 @@ from fastapi.responses import StreamingResponse
 
 from api.access.scopes import READ, SUBMIT
 from api.context import Ctx, Tenant
-from api.documentation import events, json_body, or_events
+from api.contract.document import events, json_body, or_events
 from api.idempotency import Once
 from api.openai import online
 from api.openai.resuming import resume

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from api.access.scopes import SUBMIT
 from api.context import Ctx, Tenant
-from api.documentation import json_body
+from api.contract.document import json_body
 from api.idempotency import Once
 from api.openai import online
 from core.openai.embedding import EMBEDDINGS_ENDPOINT, EmbeddingBody

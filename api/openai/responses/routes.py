@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 
 from api.access.scopes import READ, SUBMIT
 from api.context import Context, Ctx, Tenant, page
-from api.documentation import json_body, or_events
+from api.contract.document import json_body, or_events
 from api.errors import error_response
 from api.idempotency import Once
 from api.openai.online import CLIENT_CLOSED_REQUEST, check_content_type, wait

@@ -16,7 +16,7 @@ from api.access.scopes import READ
 router = APIRouter(include_in_schema=False)
 
 METHODS = ("get", "post", "put", "patch", "delete")
-_templates = Jinja2Templates(Path(__file__).resolve().parent / "templates")
+_templates = Jinja2Templates(Path(__file__).resolve().parents[1] / "templates")
 
 
 @dataclass(frozen=True, slots=True)
