@@ -220,6 +220,24 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "0: until they are deleted.",
         ),
     ] = 30.0
+    job_retention_days: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="How long jobs are kept after their end, with their requests and answers; files have an expiry "
+            "of their own. 0: for ever.",
+        ),
+    ] = 30
+    online_retention_days: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="The same for answers that somebody waited for; background responses are no such. 0: for ever.",
+        ),
+    ] = 1
+    webhook_retention_days: Annotated[
+        int, Meta(ge=0, description="How long messages to webhooks are shown after they were settled. 0: for ever.")
+    ] = 7
     webhook_networks: Annotated[
         str,
         Meta(

@@ -4,14 +4,15 @@
 shared directory or an object store. Bytes come before the row that names them: a file that can be found is whole.
 """
 
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import fsspec
-from sqlalchemy import ColumnElement, delete, func, literal, or_, select, tuple_
+from sqlalchemy import ColumnElement, delete, func, literal, or_, select, text, tuple_
 from sqlalchemy.orm import Session
 
 from core.errors import ConfigurationError, NotFound, Unavailable
@@ -21,6 +22,14 @@ from db.tables import FileBlockRow, FileRow
 BLOCK_BYTES = 1024 * 1024
 
 _BLOCK = "SELECT data FROM file_blocks WHERE file_id = %(file_id)s AND index = %(index)s"
+
+# By id, not by time: the first blocks of all files are few, and there is no index to keep for this alone.
+_STORED = text("""
+SELECT file_id FROM file_blocks WHERE index = 0 AND file_id > :after AND created_at < now() - :age
+ORDER BY file_id LIMIT :limit
+""")
+PAGE_FILES = 500
+_OUR_NAME = re.compile(r"file-[0-9a-f]{24}(\.[0-9a-f]{8}\.part)?")
 
 
 class FileStore(Protocol):
@@ -34,6 +43,10 @@ class FileStore(Protocol):
 
     def delete(self, file_id: str) -> None:
         """Does nothing when there is no such file."""
+        ...
+
+    def stored(self, *, older_than: timedelta) -> Iterator[str]:
+        """The ids whose bytes were stored longer ago than that, pieces of writes that died included."""
         ...
 
 
@@ -71,6 +84,16 @@ class PostgresFiles:
     def delete(self, file_id: str) -> None:
         with self._database.begin() as session:
             session.execute(delete(FileBlockRow).where(FileBlockRow.file_id == file_id))
+
+    def stored(self, *, older_than: timedelta) -> Iterator[str]:
+        after = ""
+        while True:
+            with self._database.begin() as session:
+                page = session.scalars(_STORED, {"after": after, "age": older_than, "limit": PAGE_FILES}).all()
+            yield from page
+            if len(page) < PAGE_FILES:
+                return
+            after = page[-1]
 
 
 class UrlFiles:
@@ -119,6 +142,16 @@ class UrlFiles:
 
     def delete(self, file_id: str) -> None:
         self._discard(self._path(file_id))
+
+    def stored(self, *, older_than: timedelta) -> Iterator[str]:
+        """By the clock of whoever stores them. Only names that are ours: the place may hold other things too."""
+        newest = datetime.now(UTC) - older_than
+        if not self._filesystem.exists(self._root):
+            return
+        for path in self._filesystem.ls(self._root, detail=False):
+            name = path.rpartition("/")[2]
+            if _OUR_NAME.fullmatch(name) and self._filesystem.modified(path) < newest:
+                yield name
 
 
 def open_file_store(setting: str, database: Database) -> FileStore:

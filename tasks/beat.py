@@ -4,10 +4,11 @@ be delivered in its period expires."""
 from typing import Any
 
 from core.settings import Settings
-from tasks.messages import DELIVER_WEBHOOKS, RECONCILE
+from tasks.messages import DELIVER_WEBHOOKS, RECONCILE, REMOVE_EXPIRED
 from tasks.queues import CONTROL, UPKEEP
 
 WEBHOOK_SECONDS = 10.0
+RETENTION_SECONDS = 600.0
 
 
 def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -21,5 +22,10 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
             "task": DELIVER_WEBHOOKS,
             "schedule": WEBHOOK_SECONDS,
             "options": {"queue": UPKEEP, "expires": WEBHOOK_SECONDS},
+        },
+        "remove-expired": {
+            "task": REMOVE_EXPIRED,
+            "schedule": RETENTION_SECONDS,
+            "options": {"queue": UPKEEP, "expires": RETENTION_SECONDS},
         },
     }

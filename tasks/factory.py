@@ -15,6 +15,7 @@ TASK_MODULES = (
     "tasks.upkeep.finalizing",
     "tasks.upkeep.intake",
     "tasks.upkeep.reconciler",
+    "tasks.upkeep.retention",
     "tasks.upkeep.webhooks",
 )
 

@@ -14,6 +14,7 @@ FINALIZE_JOB = "millrace.finalize_job"
 RECONCILE = "millrace.reconcile"
 DELIVER_WEBHOOKS = "millrace.deliver_webhooks"
 RUN_HEAVY = "millrace.run_heavy"
+REMOVE_EXPIRED = "millrace.remove_expired"
 TRAIN_BUILTIN_MODEL = "millrace.train_builtin_model"
 
 
@@ -40,6 +41,9 @@ class Messages:
 
     def deliver_webhooks(self) -> None:
         self._send(DELIVER_WEBHOOKS, {}, UPKEEP)
+
+    def remove_expired(self) -> None:
+        self._send(REMOVE_EXPIRED, {}, UPKEEP)
 
     def _send(self, task: str, arguments: Mapping[str, str], queue: str) -> None:
         try:

@@ -213,6 +213,7 @@ class JobRow(Row):
 
     __table_args__ = (
         Index("ix_jobs_tenant_id", "tenant", "id"),
+        Index("ix_jobs_service_class_created_at", "service_class", "created_at"),
         Index(
             "ix_jobs_unfinished",
             "id",

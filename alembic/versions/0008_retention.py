@@ -1,0 +1,20 @@
+"""Retention finds the oldest jobs of a class.
+
+Revision ID: 0008
+Revises: 0007
+"""
+
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_index("ix_jobs_service_class_created_at", "jobs", ["service_class", "created_at"], unique=False)
+
+
+def downgrade() -> None:
+    op.drop_index("ix_jobs_service_class_created_at", table_name="jobs")
