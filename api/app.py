@@ -22,7 +22,8 @@ from api.context import Context
 from api.contract import pages as contract
 from api.contract.document import Api
 from api.draining import Drain, Draining
-from api.native import jobs, queues
+from api.native import events, jobs, metrics, operations, queues
+from api.native.request_meter import Meters, RequestMeter
 from api.openai import batches, completions, embeddings, files, models, webhooks
 from api.openai.responses import routes as responses
 from core.access import is_loopback
@@ -79,11 +80,14 @@ def create_api(settings: Settings) -> FastAPI:
         openapi_url=None,  # api.contract.pages serves it, to those who have a key
     )
     openai = (files, batches, models, completions, embeddings, responses, webhooks)
-    for module in (*openai, jobs, queues, health, home, login, contract):
+    native = (jobs, events, queues, operations, metrics)
+    for module in (*openai, *native, health, home, login, contract):
         app.include_router(module.router)
     app.add_middleware(BodyLimit, max_file_bytes=settings.max_file_bytes)
     app.add_middleware(Gate, public_paths=public_paths(app), is_key_required=settings.auth != "local")
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings))
+    app.state.meters = Meters()
+    app.add_middleware(RequestMeter, meters=app.state.meters)
     app.add_middleware(Draining, drain=drain)  # the outermost
     app.state.drain = drain
     errors.install(app)

@@ -278,6 +278,34 @@ def limit_tenant(
     limit(read_settings(), tenant, Limits(requests_per_minute, tokens_per_minute, concurrent_jobs))
 
 
+QueueModel = Annotated[str | None, typer.Option("--model", help="Only this model; every one otherwise.")]
+QueueName = Annotated[str | None, typer.Option("--queue", help="`online` or `batch`; both otherwise.")]
+
+
+@app.command()
+def queues(as_json: Json = False, url: Url = None) -> None:
+    """Show what waits and runs, for each model and class."""
+    from cli.operations import queues as print_queues
+
+    print_queues(_server(url), as_json=as_json)
+
+
+@app.command()
+def pause(model: QueueModel = None, queue: QueueName = None, url: Url = None) -> None:
+    """Hold a model, a queue, or both: nothing new is started."""
+    from cli.operations import pause as pause_queues
+
+    pause_queues(_server(url), model, queue)
+
+
+@app.command()
+def resume(model: QueueModel = None, queue: QueueName = None, url: Url = None) -> None:
+    """Let a model, a queue, or both go on."""
+    from cli.operations import resume as resume_queues
+
+    resume_queues(_server(url), model, queue)
+
+
 def _server(url: str | None) -> "Server":
     from cli.client import server_of
     from cli.options import read_settings

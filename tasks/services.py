@@ -10,6 +10,7 @@ from redis import Redis
 
 from core.errors import ConfigurationError
 from core.job import ServiceClass
+from core.protocol import Hello
 from core.settings import Settings
 from db.connection import Database
 from db.files import FileStore
@@ -35,6 +36,10 @@ class ChunkRunner(Protocol):
 
     def model_kinds(self) -> dict[str, str]:
         """Model -> kind, as in `core.protocol.ModelStatus`, where the engine knows it."""
+        ...
+
+    def hello(self) -> Hello | None:
+        """What the engine said of itself last; None while it is away."""
         ...
 
     def close(self) -> None:

@@ -39,6 +39,7 @@ from workers.heavy.warming import WarmingWork
 from workers.heavy.work import Work
 from workers.presence import Presence
 from workers.pulse import LoopTurns, Pulse
+from workers.telemetry import Telemetry
 
 __all__ = ["app", "build_services"]
 
@@ -50,6 +51,7 @@ EXIT_AT_ONCE = 1
 
 _stopping = threading.Event()
 _presences: list[Presence] = []
+_telemetries: list[Telemetry] = []
 _pulses: list[Pulse] = []
 app.steps["worker"].add(LoopTurns)
 
@@ -136,6 +138,8 @@ def _start(**_: Any) -> None:
     if built.chunks is not None:
         _presences.append(Presence(built.database, settings.node_name, settings.device, built.chunks.model_kinds))
         _presences[-1].start()
+        _telemetries.append(Telemetry(built.database, settings.node_name, settings.device, built.chunks.hello))
+        _telemetries[-1].start()
 
 
 def _settle_memory() -> None:
@@ -180,4 +184,6 @@ def _stop(**_: Any) -> None:
         pulse.close()
     for presence in _presences:
         presence.close()
+    for telemetry in _telemetries:
+        telemetry.close()
     services.uninstall()

@@ -71,11 +71,11 @@ class Deleted(BaseModel):
     deleted: Literal[True] = True
 
 
-def described(session: Session, job: JobRow) -> Job:
-    """All there is to say of one job."""
+def described(session: Session, job: JobRow, *, with_latencies: bool = True) -> Job:
+    """All there is to say of one job; latencies are read from all of its outcomes."""
     counts = None if has_ended(job) else jobs.progress(session, [job.id]).get(job.id)
     if job.kind == JobKind.INFERENCE:
-        return job_object(job, counts, latencies=jobs.latencies(session, job))
+        return job_object(job, counts, latencies=jobs.latencies(session, job) if with_latencies else None)
     said = heavy.progress(session, [job.id]).get(job.id)
     shown = job_object(job, counts, said=said)
     shown.parameters = json_object(listing.only_request(session, job))

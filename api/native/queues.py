@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -32,6 +32,7 @@ class Queue(BaseModel):
     num_waiting_rows: int
     num_running_rows: int
     oldest_age_seconds: float | None
+    is_paused: bool
     num_messages: int
 
 
@@ -41,10 +42,15 @@ class QueueList(BaseModel):
 
 
 class Device(BaseModel):
+    """models: that it is to serve. statuses: of those that its engine knows, stats: the engine's, as the heartbeats of
+    the protocol have them; both empty while the engine is silent."""
+
     name: str
     models: list[str]
     seen_at: datetime
     silent_seconds: float
+    statuses: list[dict[str, Any]]
+    stats: dict[str, Any]
 
 
 class Node(BaseModel):
@@ -59,7 +65,8 @@ class NodeList(BaseModel):
 
 @router.get("/queues", summary="Show what waits and runs, for each model and class", dependencies=[READ])
 async def list_queues(context: Ctx, tenant: Tenant) -> QueueList:
-    """Of all tenants together."""
+    """Of all tenants together. Work that is no inference has the class `heavy`; its messages are in the queues of
+    nodes, and not counted here."""
     found = await run_in_threadpool(_figures, context)
     depths = await _depths(context, [inference_queue(one.service_class, one.model) for one in found])
     queues = [Queue(**asdict(one), num_messages=depth) for one, depth in zip(found, depths, strict=True)]
@@ -99,4 +106,6 @@ def _device(figures: DeviceFigures) -> Device:
         models=figures.models,
         seen_at=figures.seen_at,
         silent_seconds=figures.silent_seconds,
+        statuses=figures.statuses,
+        stats=figures.stats,
     )

@@ -19,9 +19,24 @@ class QueueFigures:
     num_waiting_rows: int
     num_running_rows: int
     oldest_age_seconds: float | None
+    is_paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobCount:
+    """Jobs that have not ended."""
+
+    kind: str
+    service_class: str
+    state: str
+    num_jobs: int
 
 
 _FIGURES = text("""
+SELECT figures.*, EXISTS (
+    SELECT FROM pauses WHERE pauses.service_class IN ('*', figures.service_class)
+      AND pauses.model IN ('*', figures.model))
+FROM (
 SELECT c.service_class, c.model,
     count(*) FILTER (WHERE c.state <> 'running'),
     count(*) FILTER (WHERE c.state = 'running'),
@@ -29,14 +44,20 @@ SELECT c.service_class, c.model,
     coalesce(sum(c.num_requests - c.num_completed - c.num_failed) FILTER (WHERE c.state = 'running'), 0),
     extract(epoch FROM clock_timestamp() - min(j.created_at) FILTER (WHERE c.state <> 'running'))
 FROM chunks c JOIN jobs j ON j.id = c.job_id
-WHERE c.state = 'waiting' OR c.state = 'running'
+WHERE c.state = 'waiting' OR c.state = 'running' OR c.state = 'delayed'
 GROUP BY c.service_class, c.model
 UNION ALL
 SELECT wanted.class, p.model, 0, 0, 0, 0, NULL
 FROM (SELECT DISTINCT model FROM placements) AS p CROSS JOIN (VALUES ('online'), ('batch')) AS wanted(class)
 WHERE NOT EXISTS (SELECT FROM chunks c WHERE c.service_class = wanted.class AND c.model = p.model
-                  AND (c.state = 'waiting' OR c.state = 'running'))
-ORDER BY 1 DESC, 2
+                  AND (c.state = 'waiting' OR c.state = 'running' OR c.state = 'delayed'))
+) AS figures ORDER BY 1 DESC, 2
+""")
+
+_JOB_COUNTS = text("""
+SELECT kind, service_class, state, count(*) FROM jobs
+WHERE state IN ('validating', 'in_progress', 'finalizing', 'cancelling')
+GROUP BY kind, service_class, state ORDER BY 1, 2, 3
 """)
 
 
@@ -51,6 +72,12 @@ def figures(session: Session) -> list[QueueFigures]:
             num_waiting_rows=int(row[4]),
             num_running_rows=int(row[5]),
             oldest_age_seconds=None if row[6] is None else float(row[6]),
+            is_paused=row[7],
         )
         for row in session.execute(_FIGURES)
     ]
+
+
+def job_counts(session: Session) -> list[JobCount]:
+    """By kind, class and state."""
+    return [JobCount(*row) for row in session.execute(_JOB_COUNTS)]

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from core.job import DEFAULT_TENANT
 from db.tables.base import Row as Row
 from db.tables.native import ArtifactRow as ArtifactRow
+from db.tables.native import DeviceRow as DeviceRow
 from db.tables.native import HeavyJobRow as HeavyJobRow
 
 

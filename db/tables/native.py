@@ -43,3 +43,16 @@ class ArtifactRow(Row):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (Index("ix_artifacts_tenant_created_at", "tenant", "created_at"),)
+
+
+class DeviceRow(Row):
+    """What the engine of a device said of itself last: `{models, stats}`, as `core.protocol` has them."""
+
+    __tablename__ = "devices"
+
+    node: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(primary_key=True)
+    report: Mapped[dict[str, Any]]
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)

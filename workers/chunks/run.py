@@ -49,6 +49,9 @@ class EngineChunkRunner:
     def model_kinds(self) -> dict[str, str]:
         return self._engine.kinds()
 
+    def hello(self) -> Hello | None:
+        return self._engine.hello
+
     def close(self) -> None:
         self._keeper.close()
         self._engine.close()
