@@ -1,7 +1,8 @@
 """What every benchmark shares: its command line, the name of the machine, and how figures are printed.
 
 For people a line or a table per figure, with `--json` one object per line: name, value, unit, machine. The standard
-output holds figures alone; what started processes say goes to the standard error.
+output holds figures alone; what started processes say goes to the standard error. Needs nothing but Python, as bare
+machines with a GPU run benchmarks too.
 """
 
 import argparse
@@ -13,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
-
-import psutil
 
 DIGITS = 4
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -101,7 +100,7 @@ def open_report(title: str, options: Options, gpu: str | None = None) -> Report:
 
 
 def machine_name() -> str:
-    memory_bytes = psutil.virtual_memory().total
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return f"{_cpu_model()}, {os.cpu_count()} cores, {memory_bytes / 2**30:.0f} GB"
 
 

@@ -10,6 +10,7 @@ from engine.generation.generator import Generator
 from engine.models.loading import LoadOptions, build_generator
 from engine.runtime import Arrival
 from tests.engine_models import VOCABULARY, number_tokenizer
+from tests.polling import until
 
 CLIENT = b"client"
 GREEDY = Sampling(temperature=0)
@@ -42,6 +43,7 @@ class Harness:
     def run(self) -> None:
         """Until nothing is left to do."""
         for _ in range(NUM_STEPS_AT_MOST):
+            until(lambda: self.generator.wait_seconds() in (0.0, None))  # a grammar may be being compiled
             if self.generator.wait_seconds() is None:
                 return
             self.step()

@@ -13,9 +13,10 @@ import torch
 from benchmarks.gpu.parity import check_parity, check_quantised, read_sensors
 from benchmarks.gpu.peers import measure_peers
 from benchmarks.gpu.prefix import measure_prefix
-from benchmarks.gpu.scene import FULL, QUICK, TINY, Report, Scene, Size, machine_name
+from benchmarks.gpu.scene import FULL, QUICK, TINY, Scene, Size, machine_name
 from benchmarks.gpu.steps import measure_steps
 from benchmarks.gpu.workloads import measure_llama_8b, measure_nano_vllm
+from benchmarks.report import Report
 
 PARTS: dict[str, Callable[[Scene], None]] = {
     "parity": check_parity,
@@ -68,7 +69,7 @@ def _open_report(device: str, *, as_json: bool) -> Report:
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     report = Report(stream, machine_name(device), as_json=as_json)
-    report.title(f"on {machine_name(device)}")
+    report.title("The engine on one device")
     return report
 
 

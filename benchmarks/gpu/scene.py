@@ -1,18 +1,15 @@
 """What every part of the benchmark is given: the device, how much to do, and where figures go."""
 
 import gc
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TextIO
 
 import torch
 from transformers import PretrainedConfig
 
 from benchmarks.gpu.shapes import llama_8b, qwen3_600m, tiny
-
-_DIGITS = 4
+from benchmarks.report import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,7 @@ class Scene:
 
     device: str
     size: Size
-    report: "Report"
+    report: Report
     prefill_tokens: int
     kv: str = "auto"
     bandwidth: list[float] = field(default_factory=list)
@@ -54,29 +51,6 @@ class Scene:
         if self.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
-
-
-class Report:
-    """A line per figure for people, or JSON."""
-
-    def __init__(self, stream: TextIO, machine: str, *, as_json: bool) -> None:
-        self._stream = stream
-        self._machine = machine
-        self._as_json = as_json
-
-    def title(self, text: str) -> None:
-        if not self._as_json:
-            self._print(f"\n{text}")
-
-    def add(self, name: str, value: float, unit: str) -> None:
-        rounded = float(f"{value:.{_DIGITS}g}") if abs(value) < 10**_DIGITS else round(value)
-        if self._as_json:
-            self._print(json.dumps({"name": name, "value": rounded, "unit": unit, "machine": self._machine}))
-        else:
-            self._print(f"  {name:<52}{rounded:>14,} {unit}")
-
-    def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
 
 
 def machine_name(device: str) -> str:

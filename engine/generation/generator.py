@@ -21,6 +21,7 @@ from engine.generation.scheduler import Scheduler, Step
 from engine.generation.sequence import Sequence
 from engine.kv.pool import KvPool
 from engine.runtime import Arrival, Gauges, Key, Reply, failed
+from engine.waiting.compiling import Compiling
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Generator:
         self._clock = clock
         self._meter = StepMeter()
         self._flights = Flights(runner)
+        self._compiling = Compiling()
         self._num_steps = 0
         self._step_seconds = 0.0
         self._read_seconds = 0.0  # when the last flight had been read
@@ -65,7 +67,8 @@ class Generator:
 
     def submit(self, arrival: Arrival) -> None:
         for sequence in self._answers.open(arrival):
-            self._scheduler.add(sequence)
+            if not self._compiling.add(sequence):
+                self._scheduler.add(sequence)
 
     def cancel(self, key: Key) -> None:
         for sequence in self._answers.close(key):
@@ -75,12 +78,15 @@ class Generator:
         self._scheduler.is_bulk_held = is_held
 
     def wait_seconds(self) -> float | None:
-        return 0.0 if len(self._answers) and (self._scheduler.has_work or len(self._flights)) else None
+        if len(self._answers) and (self._scheduler.has_work or len(self._flights)):
+            return 0.0
+        return self._compiling.wait_seconds()
 
     def step(self) -> list[Reply]:
         started = self._clock()
-        step, replies = self._schedule()
-        replies += self._launch(step, started)
+        replies = self._take_compiled()
+        step, late = self._schedule()
+        replies += [*late, *self._launch(step, started)]
         while self._flights.must_read:
             replies += self._read()
         self._flights.expect()
@@ -91,7 +97,7 @@ class Generator:
         cells = sum(sequence.num_cached_tokens for sequence in self._scheduler.running)
         return Gauges(
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting,
+            num_waiting=self._scheduler.num_waiting + len(self._compiling),
             num_steps_total=self._num_steps,
             prompt_tokens_total=self._answers.num_prompt_tokens_total,
             completion_tokens_total=self._answers.num_completion_tokens_total,
@@ -106,6 +112,20 @@ class Generator:
     def close(self) -> None:
         self._flights.clear()
         self._runner.close()
+
+    def _take_compiled(self) -> list[Reply]:
+        """Schedule those whose grammar is there."""
+        replies: list[Reply] = []
+        while (sequence := self._compiling.next_ready()) is not None:
+            try:
+                self._compiling.check(sequence)
+            except MillraceError as error:
+                self.cancel(sequence.key)
+                replies.append(failed(sequence.key, error))
+            else:
+                self._compiling.remove(sequence)
+                self._scheduler.add(sequence)
+        return replies
 
     def _schedule(self) -> tuple[Step, list[Reply]]:
         """A sequence that gave way has lost its place, where the device keeps its pending token: read that first."""
@@ -188,6 +208,8 @@ class Generator:
         self._pool.forget()
 
     def _end(self, sequence: Sequence) -> None:
+        if self._compiling.remove(sequence):
+            return
         self._scheduler.remove(sequence)
         self._flights.end(sequence)
 

@@ -18,6 +18,13 @@ class Constraint(Protocol):
     """Which tokens a grammar allows next, for one answer."""
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the rest can be asked without waiting for a compiler."""
+
+    def check(self) -> None:
+        """Once it is ready. Raises a MillraceError where the grammar could not be understood."""
+
+    @property
     def is_complete(self) -> bool:
         """The text so far is all that the grammar has: the answer is over."""
 

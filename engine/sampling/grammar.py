@@ -1,8 +1,9 @@
 """Answers that fit a JSON schema: which tokens may come next, by llguidance. Knows no torch.
 
 The library is imported, and the vocabulary handed to it, at the first schema: that takes 0.4 s for 150,000 tokens, and
-few processes ever see one. Schemas are compiled on a thread of their own while the prompt is processed, once for all
-that ask for the same; what comes of it is kept for the latest `NUM_KEPT` schemas.
+few processes ever see one. Schemas are compiled on threads of their own, once for all that ask for the same; what comes
+of it is kept for the latest `NUM_KEPT` schemas. The library gives up on schemas that are too large for it. One that
+still takes longer than `COMPILE_SECONDS` is given up by those who wait for it.
 
 White space is bounded: between two tokens of JSON one space, or a line break and an indentation of at most 16. Without
 a bound a model may well write spaces until its tokens run out.
@@ -10,6 +11,8 @@ a bound a model may well write spaces until its tokens run out.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,8 +29,36 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 NUM_KEPT = 256
+NUM_THREADS = 2  # so that one slow schema does not hold up all others
+COMPILE_SECONDS = 20.0
 _WHITE_SPACE = r"\n {0,16}| "
 _NUM_ERROR_CHARACTERS = 300
+
+
+@dataclass(slots=True, eq=False)
+class Compilation:
+    """Of one schema. started_seconds: by the clock; infinite while it waits for a thread."""
+
+    clock: Callable[[], float]
+    matcher: Future[LLMatcher]
+    started_seconds: float = math.inf
+
+    @property
+    def is_over(self) -> bool:
+        return self.matcher.done() or self.is_late
+
+    @property
+    def is_late(self) -> bool:
+        return self.clock() - self.started_seconds > COMPILE_SECONDS
+
+    def result(self) -> LLMatcher:
+        """Waits. Raises a MillraceError, whatever the library raised."""
+        if not self.matcher.done() and self.is_late:
+            raise _refusal(f"it takes longer than {COMPILE_SECONDS:.0f} s")
+        error = self.matcher.exception()
+        if error is None or isinstance(error, MillraceError):
+            return self.matcher.result()
+        raise ModelFailure(f"response_format: the JSON schema broke its compiler: {error!r}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,32 +78,41 @@ class Vocabulary:
 class Grammars:
     """The grammars of one model."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, clock: Callable[[], float] = time.monotonic) -> None:
         self._vocabulary = vocabulary
-        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+        self._clock = clock
+        self._compiled: OrderedDict[str, Compilation] = OrderedDict()
 
     def constraint(self, schema: str) -> SchemaConstraint:
         """For one answer. Raises InvalidRequest where the schema is known to be none; else the answer finds out."""
-        matcher = self._compiled.get(schema)
-        if matcher is None:
-            matcher = self._compiled[schema] = self._compiler.submit(self._compile, schema)
+        compilation = self._compiled.get(schema)
+        if compilation is None:
+            compilation = self._compiled[schema] = Compilation(self._clock, Future())
+            self._compiler.submit(self._run, compilation, schema)
             if len(self._compiled) > NUM_KEPT:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(schema)
-        if matcher.done():
-            _result(matcher)
-        return SchemaConstraint(matcher)
+        if compilation.is_over:
+            compilation.result()
+        return SchemaConstraint(compilation)
 
     @cached_property
     def _compiler(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        return ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammars")
+
+    def _run(self, compilation: Compilation, schema: str) -> None:
+        """On a thread."""
+        compilation.started_seconds = self._clock()
+        try:
+            compilation.matcher.set_result(self._compile(schema))
+        except BaseException as error:  # noqa: BLE001  # a panic in Rust too; told to those who wait for it
+            compilation.matcher.set_exception(error)
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
         return _build_tokenizer(self._vocabulary)
 
     def _compile(self, schema: str) -> LLMatcher:
-        """On the thread."""
         tokenizer = self._tokenizer
         from llguidance import LLMatcher, LLParserLimits
 
@@ -89,9 +129,16 @@ class Grammars:
 class SchemaConstraint:
     """See `engine.sampling.controls.Constraint`."""
 
-    def __init__(self, compiled: Future[LLMatcher]) -> None:
-        self._compiled = compiled
+    def __init__(self, compilation: Compilation) -> None:
+        self._compilation = compilation
         self._own: LLMatcher | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return self._own is not None or self._compilation.is_over
+
+    def check(self) -> None:
+        self._compilation.result()
 
     @property
     def is_complete(self) -> bool:
@@ -114,18 +161,10 @@ class SchemaConstraint:
 
     @property
     def _matcher(self) -> LLMatcher:
-        """Waits for the compiler where the prompt was processed sooner."""
+        """Waits for the compiler where nobody waited until it was ready."""
         if self._own is None:
-            self._own = _result(self._compiled).deep_copy()
+            self._own = self._compilation.result().deep_copy()
         return self._own
-
-
-def _result(compiled: Future[LLMatcher]) -> LLMatcher:
-    """Raises a MillraceError, whatever the library raised."""
-    error = compiled.exception()
-    if error is None or isinstance(error, MillraceError):
-        return compiled.result()
-    raise ModelFailure(f"response_format: the JSON schema broke its compiler: {error!r}") from error
 
 
 def _refusal(reason: str) -> MillraceError:

@@ -13,9 +13,10 @@ from transformers import PretrainedConfig
 from benchmarks.gpu import steps as steps_part
 from benchmarks.gpu import workloads as workloads_part
 from benchmarks.gpu.__main__ import PARTS, run_part
-from benchmarks.gpu.scene import TINY, Report, Scene
+from benchmarks.gpu.scene import TINY, Scene
 from benchmarks.gpu.shapes import build, llama_8b, qwen3_600m, tiny, traffic
 from benchmarks.gpu.workloads import NANO_VLLM_ANSWER_TOKENS, nano_vllm_requests
+from benchmarks.report import Report
 from tests.engine_process import ROOT
 
 NAMES = {

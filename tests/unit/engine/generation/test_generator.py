@@ -1,6 +1,5 @@
 """The step loop over a tiny model: sampling, stops, limits, streams, and requests that go wrong and harm no other."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ from engine.generation.flights import DeviceLost
 from engine.runtime import Arrival
 from tests.engine_harness import CLIENT, Harness, own_answer, random_prompt
 from tests.engine_models import VOCABULARY, tiny_model, tiny_tokenizer
+from tests.poisoned_models import POISON, explode, poisoned, spoil
 
-POISON = 7  # a token that makes a model misbehave which `poisoned` got hold of
 CLEAN = [token for token in range(2, 60) if token != POISON]
 
 
@@ -25,24 +24,6 @@ def harness() -> Harness:
 
 def greedy(num_tokens: int, **more: Any) -> Sampling:
     return Sampling(temperature=0, max_tokens=num_tokens, ignore_eos=True, **more)
-
-
-def poisoned(harm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], num_slots: int) -> Harness:
-    """Its embedding harms the step in which POISON appears: (ids, embedded) -> embedded."""
-    model = tiny_model("llama")
-    harness = Harness(model, num_slots=num_slots, prefill_tokens=16)  # whose probe still finds the model sound
-    model.get_input_embeddings().register_forward_hook(lambda _, arguments, output: harm(arguments[0], output))
-    return harness
-
-
-def explode(ids: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-    if POISON in ids.tolist()[0]:
-        raise RuntimeError("a kernel failed")
-    return embedded
-
-
-def spoil(ids: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-    return embedded.masked_fill((ids == POISON)[..., None], float("nan"))
 
 
 @pytest.mark.parametrize("sampling", [{}, {"top_p": 0.8}, {"top_k": 20}, {"top_k": 50, "top_p": 0.9}])
@@ -164,7 +145,7 @@ def test_a_cancelled_request_says_nothing_more_and_frees_its_slot(harness: Harne
 @pytest.mark.parametrize(("harm", "message"), [(explode, "a kernel failed"), (spoil, "NaN")])
 def test_a_request_that_breaks_a_step_fails_alone(harm: Any, message: str) -> None:
     # Given a model that fails on one token, and requests of which two hold it, one deep in its prompt
-    harness = poisoned(harm, num_slots=4)
+    harness = poisoned(harm, num_slots=4, prefill_tokens=16)
     prompts = {
         "good": CLEAN[:20],
         "bad": [*CLEAN[:3], POISON, 9],
@@ -193,7 +174,7 @@ def test_a_request_that_breaks_a_step_fails_alone(harm: Any, message: str) -> No
 
 def test_a_device_that_answers_nothing_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a step that fails and a device that fails its health check too
-    broken = poisoned(explode, num_slots=2)
+    broken = poisoned(explode, num_slots=2, prefill_tokens=16)
     monkeypatch.setattr(broken.generator._runner, "is_device_alive", lambda: False)
     broken.submit("bad", [POISON, 3], greedy(5))
     # When it is stepped, only a new process can help

@@ -1,7 +1,6 @@
 """Steps launched before the tokens of the last one are read: the answers are those of a runner that waits."""
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +14,8 @@ from engine.generation.scheduler import Piece, Step
 from engine.generation.sequence import PENDING, Sequence
 from tests.engine_harness import CLIENT, Harness, own_answer, random_prompt
 from tests.engine_models import tiny_model
+from tests.poisoned_models import POISON, explode, poisoned, spoil
 
-POISON = 7
 CLEAN = [token for token in range(2, 60) if token != POISON]
 BYTES_PER_TOKEN = 3 * 2 * 2 * 12 * 4  # of the tiny Llama
 
@@ -239,23 +238,6 @@ def test_a_cancelled_request_may_come_again_at_once_under_its_name() -> None:
     # Then nothing of the old one is in the new answer
     assert harness.answer("again") == expected(random_prompt(9), 5)
     assert harness.generator.gauges().num_running == 0
-
-
-def poisoned(harm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], **options: Any) -> Harness:
-    model = tiny_model("llama")
-    harness = Harness(model, **options)
-    model.get_input_embeddings().register_forward_hook(lambda _, arguments, output: harm(arguments[0], output))
-    return harness
-
-
-def explode(ids: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-    if POISON in ids.tolist()[0]:
-        raise RuntimeError("a kernel failed")
-    return embedded
-
-
-def spoil(ids: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-    return embedded.masked_fill((ids == POISON)[..., None], float("nan"))
 
 
 @pytest.mark.parametrize(

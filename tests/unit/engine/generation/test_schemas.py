@@ -1,14 +1,19 @@
 """Answers within a JSON schema, from models without sense: they fit it, or their request says why not."""
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from core.errors import MillraceError
 from core.prompts import PromptCodec
-from core.protocol import Failed, Finished, Sampling
-from tests.engine_harness import Harness, random_prompt
+from core.protocol import Failed, Finished, Generate, Sampling
+from engine.runtime import Arrival
+from engine.sampling.grammar import COMPILE_SECONDS
+from engine.waiting.compiling import LOOK_SECONDS
+from tests.engine_harness import CLIENT, Harness, random_prompt
 from tests.engine_models import number_tokenizer, tiny_model, tiny_tokenizer
 
 BYTES = PromptCodec(tiny_tokenizer(), None)
@@ -180,3 +185,84 @@ def test_a_schema_beyond_what_the_library_follows_fails_and_is_no_half_an_answer
         if isinstance(outcome, Finished) and outcome.finish_reason == "stop":
             json.loads(outcome.text)
     assert any("JSON schema" in outcome.message for outcome in outcomes if isinstance(outcome, Failed))
+
+
+class SlowCompiler(ThreadPoolExecutor):
+    """Compiles when it is told to, on the thread that tells it."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.orders: list[Callable[[], object]] = []
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **more: Any) -> Future[Any]:
+        self.orders.append(lambda: work(*arguments, **more))
+        return Future()
+
+    def work(self) -> None:
+        while self.orders:
+            self.orders.pop(0)()
+
+
+def compiled_by_hand(**options: Any) -> tuple[Harness, SlowCompiler]:
+    harness = Harness(tiny_model("llama"), BYTES, **options)
+    compiler = SlowCompiler()
+    harness.generator._answers._grammars.__dict__["_compiler"] = compiler
+    return harness, compiler
+
+
+BOOLEAN = Sampling(max_tokens=30, json_schema='{"type": "boolean"}')
+
+
+def test_a_schema_that_is_still_compiled_holds_up_nobody() -> None:
+    # Given one slot, and a request whose schema is being compiled ahead of another
+    harness, compiler = compiled_by_hand(num_slots=1)
+    harness.submit("slow", random_prompt(5), BOOLEAN)
+    assert harness.generator.wait_seconds() == LOOK_SECONDS
+    harness.submit("free", random_prompt(6), Sampling(max_tokens=5, ignore_eos=True))
+    # When steps pass
+    for _ in range(6):
+        harness.step()
+    # Then the other has its answer, and the first waits without keeping the loop busy
+    assert list(harness.outcomes) == ["free"]
+    assert harness.generator.wait_seconds() == LOOK_SECONDS
+    assert harness.generator.gauges().num_waiting == 1
+    # And is answered once its schema is compiled
+    compiler.work()
+    assert harness.generator.wait_seconds() == 0.0
+    harness.run()
+    assert isinstance(harness.outcomes["slow"], Finished)
+
+
+def test_requests_that_end_while_their_schema_is_compiled_are_gone() -> None:
+    # Given three choices of one request whose schema is being compiled
+    harness, compiler = compiled_by_hand(num_slots=2)
+    request = Generate("gone", "tiny", BOOLEAN, token_ids=random_prompt(5), num_answers=3)
+    harness.generator.submit(Arrival(CLIENT, request, 0.0))
+    # When it is cancelled
+    harness.generator.cancel((CLIENT, "gone"))
+    compiler.work()
+    # Then there is nothing left to do
+    assert harness.generator.wait_seconds() is None
+    assert harness.generator.gauges().num_waiting == 0
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_all_choices_of_a_schema_that_cannot_be_compiled_end_together(is_late: bool) -> None:
+    # Given two choices of one request whose schema is none, or never ready
+    now = [0.0]
+    harness, compiler = compiled_by_hand(num_slots=2)
+    harness.generator._answers._grammars._clock = lambda: now[0]
+    schema = '{"type": "boolean"}' if is_late else '{"type": "wheel"}'
+    request = Generate("bad", "tiny", Sampling(json_schema=schema), token_ids=random_prompt(5), num_answers=2)
+    harness.generator.submit(Arrival(CLIENT, request, 0.0))
+    # When its time is over, or it is compiled
+    if is_late:
+        (compilation,) = harness.generator._answers._grammars._compiled.values()
+        compilation.started_seconds, now[0] = 0.0, COMPILE_SECONDS + 1
+    else:
+        compiler.work()
+    harness.run()
+    # Then there is one outcome, and it says why
+    assert harness.failure("bad").code == "invalid_request"
+    assert ("longer than 20 s" if is_late else "cannot") in harness.failure("bad").message
+    assert harness.generator.gauges().num_waiting == 0

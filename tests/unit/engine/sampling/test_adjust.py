@@ -27,7 +27,11 @@ tokens = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=30).map(t
 class Only:
     """A constraint that allows the same tokens always."""
 
+    is_ready = True
     is_complete = False
+
+    def check(self) -> None:
+        """It is understood."""
 
     def __init__(self, *allowed: int) -> None:
         self._allowed = allowed
