@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -87,7 +88,8 @@ class _Client:
 
 
 class Link:
-    """post: takes what arrives, on the link's thread. hello: makes the greeting, on the link's thread."""
+    """post: takes what arrives, on the link's thread. hello: makes the greeting, on the link's thread. pulse: a file
+    that is touched every second, for whoever watches that this process is not stopped."""
 
     def __init__(
         self,
@@ -96,11 +98,13 @@ class Link:
         hello: Callable[[], Hello],
         clock: Callable[[], float] = time.monotonic,
         patience: Patience | None = None,
+        pulse: Path | None = None,
     ) -> None:
         self._post = post
         self._hello = hello
         self._clock = clock
         self._patience = patience or Patience()
+        self._pulse = pulse
         self._clients: dict[bytes, _Client] = {}
         self._sessions = itertools.count(1)
         self._outcomes = Outcomes(self._patience.num_outcomes, self._patience.resend_seconds)
@@ -224,6 +228,8 @@ class Link:
 
     def _beat(self) -> None:
         now = self._clock()
+        if self._pulse is not None:
+            self._pulse.touch()
         for client, known in list(self._clients.items()):
             if now - known.heard_seconds > self._patience.silence_seconds:
                 silence = self._patience.silence_seconds

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from core.errors import MillraceError
-from core.lifeline import follow_parent
+from core.lifeline import follow_parent, pulse_path
 from core.protocol import FIELDS, VERSION, EngineStats, Hello
 from engine.embedding.kind import holds_embedder
 from engine.link import Link, Patience
@@ -82,7 +82,13 @@ def _serve(options: EngineOptions, inbox: "queue.SimpleQueue[Event]") -> None:
     )
     instruments = _instruments(options)
     patience = Patience(num_outcomes=_OUTCOMES_PER_CREDIT * options.credits)
-    link = Link(options.endpoint, inbox.put, lambda: greeting(service.hello, instruments), patience=patience)
+    link = Link(
+        options.endpoint,
+        inbox.put,
+        lambda: greeting(service.hello, instruments),
+        patience=patience,
+        pulse=pulse_path(),
+    )
     service = Service(registry, inbox, link.send, hello, instruments)
     instruments.watchdog.start()
     link.start()

@@ -57,14 +57,20 @@ def engine_endpoint(settings: Settings, device: Device) -> str:
 
 def engine_part(settings: Settings, device: Device, after: tuple[str, ...]) -> Part:
     endpoint = engine_endpoint(settings, device)
+    pulse_file = settings.run_path / f"engine-{device.name}.pulse"
     return Part(
         name=f"engine-{device.name}",
         argv=python_argv("engine.server", *_engine_arguments(settings, device, endpoint), executable=sys.executable),
-        env={"CUDA_VISIBLE_DEVICES": device.uuid or "", "TOKENIZERS_PARALLELISM": "false", **PATIENT_THREADS},
+        env={
+            "CUDA_VISIBLE_DEVICES": device.uuid or "",
+            "TOKENIZERS_PARALLELISM": "false",
+            PULSE_FILE_VARIABLE: str(pulse_file),
+            **PATIENT_THREADS,
+        },
         after=after,
         ready=lambda: _is_engine_ready(endpoint),
         ready_seconds=ENGINE_READY_SECONDS,
-        alive=lambda: probe(endpoint) is not None,
+        alive=PulseWatch(pulse_file),
         alive_seconds=ENGINE_ALIVE_SECONDS,
         note=device.description,
     )

@@ -2,8 +2,9 @@
 
 Everything happens in the thread that calls it, which must be the main one (`workers.children` says why): `launch`
 adds parts, `wait_ready` drives them until they are up, `run` keeps them up until `request_stop`, `stop_all` ends them.
-A part that fails before it was ever ready is an error of the installation, so it ends everything; a part that dies
-later is restarted, for ever, with a growing delay, and so is one that lives but gives no sign of life.
+A part that fails before it was ever ready is an error of the installation, so it ends everything; being killed is none,
+a few times. A part that dies later is restarted, for ever, with a growing delay, and so is one that lives but gives no
+sign of life.
 """
 
 import enum
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 0.02
 IDLE_TICK_SECONDS = 0.2
 ALIVE_INTERVAL_SECONDS = 5.0
+KILLED_STARTS = 3  # how often a part may be killed by a signal before it is ready
 
 
 class _Phase(enum.Enum):
@@ -170,7 +172,7 @@ class Supervisor:
         if watched.part.runs_once and (status == 0 or watched.phase is _Phase.READY):
             self._become_ready(watched)
         elif status is not None:
-            self._bury(watched, child, f"ended with {describe_exit(status)}")
+            self._bury(watched, child, f"ended with {describe_exit(status)}", was_killed=status < 0)
         elif watched.phase is _Phase.STARTING:
             self._probe(watched, child)
         else:
@@ -215,12 +217,12 @@ class Supervisor:
         watched.was_ready = True
         self._say(report_line("ok", watched.part.name, watched.part.note + again, self._up_seconds(watched)))
 
-    def _bury(self, watched: _Watched, child: Child, reason: str) -> None:
+    def _bury(self, watched: _Watched, child: Child, reason: str, *, was_killed: bool = False) -> None:
         kill_tree(child.process)
         watched.child = None
         watched.phase = _Phase.WAITING
         tail = log_tail(self._instance.log_path(watched.part.name), child.log_offset)
-        if not watched.was_ready:
+        if not watched.was_ready and not (was_killed and watched.num_deaths < KILLED_STARTS):
             raise Unavailable(f"{watched.part.name} {reason}. The end of {self._log_name(watched)}:\n{tail}")
         self._retry_later(watched, reason, tail)
 

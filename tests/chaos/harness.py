@@ -25,21 +25,30 @@ PAUSE_SECONDS = LEASE_SECONDS + 2.0
 LOOK_SECONDS = 0.1
 VICTIM_SECONDS = 60.0  # until a victim that was struck before is back
 END_SECONDS = 300.0  # from the last strike to the end of all jobs
-SLOTS = 16  # an engine lets each worker have four times as many rows in flight
+SLOTS = 16
+ROWS_IN_FLIGHT = 2 * 4 * SLOTS  # two engines let a batch worker have four rows per slot in flight
+RESERVE = 1.15  # the rows should last a little longer than the strikes
+
+
+def print_now(line: str) -> None:
+    print(line, flush=True)  # noqa: T201  # somebody may be waiting for it
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """delay_seconds: of the null model. least_seconds: between strikes. most_seconds: how long progress may let the
-    next strike wait."""
+    """least_seconds: between strikes. most_seconds: how long progress may let the next strike wait."""
 
     seed: int
     num_kills: int
     num_rows: int
-    delay_seconds: float = 0.15
     least_seconds: float = 2.0
     most_seconds: float = 3.5
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = print_now
+
+    def delay_seconds(self) -> float:
+        """Of the null model, so that rows are running as long as the strikes last."""
+        strikes_seconds = len(plan(self.seed, self.num_kills)) * self.least_seconds
+        return RESERVE * strikes_seconds * ROWS_IN_FLIGHT / self.num_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +107,7 @@ def run(options: Options) -> Result:
             port=port,
             flower_port=flower_port,
             node_name="first",
-            models=f"{MODEL}=null:{options.delay_seconds}>{journal}",
+            models=f"{MODEL}=null:{options.delay_seconds():.3f}>{journal}",
             engine_slots=SLOTS,
             chunk_rows=50,
             lease_seconds=LEASE_SECONDS,

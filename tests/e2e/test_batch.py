@@ -1,8 +1,7 @@
-"""The whole line as its users see it: a real `millrace up`, the official client, every row compared, and processes
-killed in the middle. The null model answers with a hash of the prompt, so a wrong, lost or doubled answer shows."""
+"""The whole line as its users see it: a real `millrace up`, the official client, every row compared. The null model
+answers with a hash of the prompt, so a wrong, lost or doubled answer shows. `tests/chaos` kills processes meanwhile."""
 
 import json
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,19 +141,6 @@ def test_text_completions_run_as_batches_too(millrace: Millrace) -> None:
     assert body["choices"][0]["text"] == expected_answer(row)
 
 
-@pytest.mark.parametrize("victim", ["batch-cpu@", "engine.server", "api.server", "valkey-server", "bin/postgres"])
-def test_a_part_killed_in_the_middle_loses_and_doubles_no_row(millrace: Millrace, victim: str) -> None:
-    # Given a batch of which a part is done
-    rows = chat_rows(1500, SLOW)
-    batch_id = submit(millrace.client, encode(rows)).id
-    until(lambda: num_done(millrace.client, batch_id) > 100)
-    # When
-    millrace.process(victim).send_signal(signal.SIGKILL)
-    # Then
-    until(lambda: is_ended(millrace.client, batch_id))
-    assert_every_row_is_answered(millrace, millrace.client.batches.retrieve(batch_id), rows)
-
-
 def test_a_worker_that_was_paused_until_everybody_gave_it_up_works_again(millrace: Millrace) -> None:
     # Given a worker that stops in the middle of its chunks, longer than its lease and the patience of its engine
     rows = chat_rows(1000, SLOW)
@@ -169,14 +155,6 @@ def test_a_worker_that_was_paused_until_everybody_gave_it_up_works_again(millrac
     worker.resume()
     # Then
     assert_every_row_is_answered(millrace, ended(millrace.client, batch_id), rows)
-
-
-def is_ended(client: OpenAI, batch_id: str) -> bool:
-    """Also while the API is away."""
-    try:
-        return client.batches.retrieve(batch_id).status in ENDED
-    except openai.APIError:
-        return False
 
 
 def test_a_cancelled_batch_stops_and_keeps_its_finished_rows(millrace: Millrace) -> None:

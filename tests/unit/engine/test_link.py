@@ -235,3 +235,13 @@ def test_a_frame_that_is_deeper_or_longer_than_any_is_dropped(wire: Wire, data: 
         client.send_raw(data)
         client.hello()
     assert isinstance(wire.next(), ClientLost)
+
+
+def test_it_gives_a_sign_of_life_though_nobody_asks(tmp_path: Path) -> None:
+    # Given
+    link = Link(f"ipc://{tmp_path}/socket", lambda _: None, lambda: HELLO, pulse=tmp_path / "pulse")
+    # When
+    link.start()
+    # Then
+    until((tmp_path / "pulse").exists)
+    link.close()

@@ -16,7 +16,7 @@ from core.lifeline import INSTANCE_VARIABLE, PARENT_VARIABLE
 from core.settings import Settings
 from workers.instance import Instance, end_leftovers, find_processes
 from workers.part import Backoff, Part
-from workers.supervisor import Supervisor
+from workers.supervisor import KILLED_STARTS, Supervisor
 
 FOREVER = "import signal; signal.pause()"
 STUBBORN = (
@@ -352,3 +352,25 @@ def test_a_part_that_lives_but_gives_no_sign_of_life_is_started_again(stage: Sta
     # Then
     stage.wait_until(lambda: stage.said("mute", "(again)"))
     assert stage.said("mute hangs: no sign of life for 0.2 s; it is started again")
+
+
+def test_a_part_that_is_killed_before_it_was_ready_is_started_again_a_few_times(stage: Stage, tmp_path: Path) -> None:
+    # Given a part that is killed at its first start
+    marker = tmp_path / "started"
+    code = (
+        f"import os, pathlib, signal; path = pathlib.Path({str(marker)!r});\n"
+        "if not path.exists(): path.touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "signal.pause()"
+    )
+    stage.supervisor.launch([python("unlucky", code, ready=marker.exists)])
+    # Then
+    stage.wait_until(lambda: stage.said("unlucky ended with SIGKILL; it is started again"))
+    stage.supervisor.wait_ready()
+
+
+def test_a_part_that_is_killed_at_every_start_ends_the_start(stage: Stage) -> None:
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    stage.supervisor.launch([python("doomed", code, ready=lambda: False)])
+    with pytest.raises(Unavailable, match="doomed ended with SIGKILL"):
+        stage.supervisor.wait_ready()
+    assert sum("doomed" in line for line in stage.lines) == KILLED_STARTS
