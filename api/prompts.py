@@ -20,7 +20,7 @@ def count_prompt_tokens(context: Context, model: str, parsed: CompletionRequest)
 
 def _count(known: KnownModel, parsed: CompletionRequest) -> int:
     if parsed.messages is not None:
-        return len(known.codec.encode_chat(parsed.messages, known.context_tokens))
+        return len(known.codec.encode_chat(parsed.messages, known.context_tokens, parsed.tool_use.tools))
     if parsed.text is not None:
         return len(known.codec.encode_text(parsed.text, known.context_tokens))
     return len(parsed.token_ids or ())

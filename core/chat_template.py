@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, TemplateError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from core.errors import InvalidRequest
+from core.openai.tool_calls import ToolFormat, detect_format
 
 # What running an untrusted template can raise; anything else is a defect of ours.
 _TEMPLATE_FAILURES = (
@@ -37,11 +38,23 @@ class ChatTemplate:
         self._source = source
         self._special_tokens = special_tokens
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template looks at tools at all. A broken one finds that out when it is rendered."""
+        try:
+            return "tools" in meta.find_undeclared_variables(_environment().parse(self._source))
+        except TemplateError:
+            return True
+
+    @cached_property
+    def tool_format(self) -> ToolFormat:
+        return detect_format(self._source) if self.takes_tools else ToolFormat.NONE
+
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """The text that asks for the assistant's next message. Raises InvalidRequest where the template refuses."""
         try:
             return self._compiled.render(
-                self._special_tokens, messages=messages, tools=None, documents=None, add_generation_prompt=True
+                self._special_tokens, messages=messages, tools=tools, documents=None, add_generation_prompt=True
             )
         except _TEMPLATE_FAILURES as error:
             reason = str(error) or type(error).__name__

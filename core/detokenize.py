@@ -53,13 +53,15 @@ class TokenBytes:
 
 
 class ByteLevelStream:
-    def __init__(self, token_bytes: TokenBytes) -> None:
+    def __init__(self, token_bytes: TokenBytes, kept_ids: frozenset[int] = frozenset()) -> None:
+        """kept_ids: special tokens that stay in the text, by their names."""
         self._token_bytes = token_bytes
+        self._hidden_ids = token_bytes.special_ids - kept_ids
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_ids: Sequence[int]) -> str:
-        hidden = self._token_bytes.special_ids
-        return self._decoder.decode(b"".join(self._token_bytes(one) for one in token_ids if one not in hidden))
+        visible = [self._token_bytes(one) for one in token_ids if one not in self._hidden_ids]
+        return self._decoder.decode(b"".join(visible))
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -68,13 +70,26 @@ class ByteLevelStream:
 class WindowStream:
     """Holds back a run of byte tokens (`<0xE2>`) until it ends: whether it is text is known only then."""
 
-    def __init__(self, tokenizer: Tokenizer, hidden_ids: frozenset[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, hidden_ids: frozenset[int], kept_ids: frozenset[int] = frozenset()
+    ) -> None:
+        """kept_ids: of the hidden ones, those that stay in the text, by their names."""
         self._tokenizer = tokenizer
         self._hidden_ids = hidden_ids
+        self._kept_ids = kept_ids
         self._context: list[int] = []  # at most one token, whose text is out already
         self._pending: list[int] = []
 
     def push(self, token_ids: Sequence[int]) -> str:
+        text, start = "", 0
+        for position, token_id in enumerate(token_ids):
+            if token_id in self._kept_ids:
+                text += self._push_text(token_ids[start:position]) + self.finish()
+                text += self._tokenizer.id_to_token(token_id) or ""
+                self._context, start = [], position + 1
+        return text + self._push_text(token_ids[start:])
+
+    def _push_text(self, token_ids: Sequence[int]) -> str:
         visible = [token_id for token_id in token_ids if self._is_visible(token_id)]
         certain = len(visible)
         while certain > 0 and self._is_byte(visible[certain - 1]):

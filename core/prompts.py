@@ -7,6 +7,7 @@ with the length of the answer.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from core.chat_template import ChatTemplate
 from core.detokenize import ByteLevelStream, TokenBytes, WindowStream
-from core.errors import ConfigurationError, ContextLengthExceeded, InvalidRequest
+from core.errors import ConfigurationError, ContextLengthExceeded, InvalidRequest, Unsupported
+from core.openai.tool_calls import MARKS, ToolFormat
 
 _LONG_TEXT_BYTES = 16_384
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -31,9 +33,13 @@ class TextStream(Protocol):
 class PromptCodec:
     """Tokenizer and chat template of one model. Safe to share between threads."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate | None, tool_template: ChatTemplate | None = None
+    ) -> None:
+        """tool_template: for requests with tools, where the model has one of its own."""
         self._tokenizer = tokenizer
         self._template = template
+        self._tool_template = tool_template or template
         self._longest_token_bytes = 0  # until somebody wants to know
         decoder = json.loads(tokenizer.to_str())["decoder"]
         self._is_byte_level = _decoder_types(decoder) == {"ByteLevel"}
@@ -47,9 +53,10 @@ class PromptCodec:
         config = _load_tokenizer_config(directory)
         special_tokens = _special_tokens(config)
         _add_special_tokens(tokenizer, config, special_tokens)
-        source = _template_source(directory, config)
         names = {name: str(token) for name, token in special_tokens.items()}
-        return cls(tokenizer, None if source is None else ChatTemplate(source, names))
+        sources = [_template_source(directory, config, name) for name in ("default", "tool_use")]
+        template, tool_template = (None if source is None else ChatTemplate(source, names) for source in sources)
+        return cls(tokenizer, template, tool_template)
 
     @property
     def has_chat_template(self) -> bool:
@@ -69,26 +76,49 @@ class PromptCodec:
         """Of a text inside another one: no special tokens are added."""
         return self._encode(text, add_special_tokens=False)
 
-    def encode_chat(self, messages: list[dict[str, Any]], max_tokens: int | None = None) -> list[int]:
-        """As `encode_text`. Raises InvalidRequest where there is no chat template, or where it refuses the messages."""
-        return self._encode(self.render_chat(messages), add_special_tokens=False, max_tokens=max_tokens)
+    def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        max_tokens: int | None = None,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> list[int]:
+        """As `encode_text`. Raises InvalidRequest where there is no chat template, or where it refuses the messages,
+        Unsupported where it knows no tools."""
+        return self._encode(self.render_chat(messages, tools), add_special_tokens=False, max_tokens=max_tokens)
 
-    def render_chat(self, messages: list[dict[str, Any]]) -> str:
+    def render_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """As `encode_chat`, before tokenization."""
-        if self._template is None:
+        template = self._tool_template if tools else self._template
+        if template is None:
             raise InvalidRequest(
                 "this model has no chat template; send a prompt to /v1/completions instead", param="messages"
             )
-        return self._template.render(plain_messages(messages))
+        if tools and not template.takes_tools:
+            raise Unsupported(
+                "tools: this model's chat template knows none; leave them out, or ask a model that has them",
+                param="tools",
+            )
+        return template.render(plain_messages(messages), tools)
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes tool calls, as far as its template tells."""
+        return ToolFormat.NONE if self._tool_template is None else self._tool_template.tool_format
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Without special tokens; spaces stay as they are."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
-    def stream(self) -> TextStream:
+    def stream(self, *, keeps_marks: bool = False) -> TextStream:
+        """keeps_marks: special tokens that mark tool calls stay in the text."""
+        kept = self._mark_ids if keeps_marks else frozenset()
         if self._is_byte_level:
-            return ByteLevelStream(self._token_bytes)
-        return WindowStream(self._tokenizer, self._token_bytes.special_ids)
+            return ByteLevelStream(self._token_bytes, kept)
+        return WindowStream(self._tokenizer, self._token_bytes.special_ids, kept)
+
+    @cached_property
+    def _mark_ids(self) -> frozenset[int]:
+        return frozenset(one for one in self.special_ids if self._tokenizer.id_to_token(one) in MARKS)
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -146,12 +176,38 @@ def _plain_message(message: object, index: int) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise InvalidRequest(f"messages[{index}]: expected an object with a role and a content", param="messages")
     plain = {str(key): value for key, value in message.items() if value is not None}
+    if "tool_calls" in plain:
+        plain["tool_calls"] = _plain_calls(plain["tool_calls"], index)
     if "content" in plain:
         plain["content"] = _plain_content(plain["content"], index)
     reasoning = next((plain[field] for field in _REASONING_FIELDS if field in plain), None)
     if reasoning is not None:  # templates know it under either name
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
     return plain
+
+
+def _plain_calls(calls: object, index: int) -> list[dict[str, Any]]:
+    """With arguments as objects: OpenAI writes them as text, templates write them out as JSON."""
+    where = f"messages[{index}].tool_calls"
+    if not isinstance(calls, list):
+        raise InvalidRequest(f"{where}: expected a list of calls, got {type(calls).__name__}", param="messages")
+    plain = []
+    for call in calls:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise InvalidRequest(f"{where}: expected calls of functions with a name and arguments", param="messages")
+        arguments = function.get("arguments", {})
+        plain.append({**call, "function": {**function, "arguments": _plain_arguments(arguments)}})
+    return plain
+
+
+def _plain_arguments(arguments: object) -> object:
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments or "{}")
+    except ValueError:  # what a model wrote need not be JSON
+        return arguments
 
 
 def _plain_content(content: object, index: int) -> str:
@@ -233,15 +289,16 @@ def _add_special_tokens(tokenizer: Tokenizer, config: dict[str, Any], named: dic
     tokenizer.add_special_tokens([*named.values(), *map(_as_token, values)])
 
 
-def _template_source(directory: Path, config: dict[str, Any]) -> str | None:
-    """A file of its own comes first; among named templates the one called `default`."""
-    path = directory / "chat_template.jinja"
+def _template_source(directory: Path, config: dict[str, Any], name: str) -> str | None:
+    """A file of its own comes first; where there are none with names, the only one is called `default`."""
+    others = directory / "additional_chat_templates" / f"{name}.jinja"
+    path = directory / "chat_template.jinja" if name == "default" else others
     if path.is_file():
         return path.read_text(encoding="utf-8")
     value = config.get("chat_template")
-    if isinstance(value, list):
-        value = {item["name"]: item["template"] for item in value}.get("default")
-    return value if isinstance(value, str) else None
+    named = {item["name"]: item["template"] for item in value} if isinstance(value, list) else {"default": value}
+    source = named.get(name)
+    return source if isinstance(source, str) else None
 
 
 def _decoder_types(decoder: dict[str, Any] | None) -> set[str]:

@@ -80,6 +80,8 @@ class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     num_answers: how many answers to the same prompt; with a seed, answer i is drawn with seed + i.
     timeout_seconds: since its arrival at the engine; then it fails with code `deadline_exceeded`. None is never.
     prefix_scope: K/V of a prompt's beginning are shared only between requests of the same scope (a tenant, say).
+    tools: functions that the chat template tells the model of, as OpenAI writes them. tool_format: how calls are
+    written, where a schema forces it; empty is as the template has it.
     is_alone: it begins when nothing else runs on the engine, for whatever model, is announced by `Begun`, and nothing
     else begins until it has ended: should the engine die after `Begun`, nothing but this request can be to blame.
     """
@@ -96,6 +98,8 @@ class Generate(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     timeout_seconds: float | None = None
     prefix_scope: str = ""
     is_alone: bool = False
+    tools: list[dict[str, Any]] | None = None
+    tool_format: str = ""
 
 
 class Embed(msgspec.Struct, frozen=True, omit_defaults=True, tag="embed"):
@@ -178,7 +182,8 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True, tag="delta"):
     """Text that has become certain since the last one: never half a character, never part of a stop string.
 
     index: of the answer, where there are several. logprobs: of the tokens since the last delta, where asked for.
-    prompt_tokens: of the request, the same in every delta.
+    prompt_tokens: of the request, the same in every delta. tool_format: how calls in it are written, where there are
+    tools and it is known: see core.openai.tool_calls.
     """
 
     id: str
@@ -187,6 +192,7 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True, tag="delta"):
     index: int = 0
     logprobs: list[TokenLogprob] | None = None
     prompt_tokens: int = 0
+    tool_format: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -218,7 +224,7 @@ class Choice(msgspec.Struct, frozen=True, omit_defaults=True):
 class Finished(msgspec.Struct, frozen=True, omit_defaults=True, tag="finished"):
     """text, finish_reason, logprobs: of the first answer. more: the others, where several were asked for.
 
-    usage: completion tokens of all answers together, prompt tokens once.
+    usage: completion tokens of all answers together, prompt tokens once. tool_format: as of `Delta`.
     """
 
     id: str
@@ -228,6 +234,7 @@ class Finished(msgspec.Struct, frozen=True, omit_defaults=True, tag="finished"):
     timing: Timing
     logprobs: list[TokenLogprob] | None = None
     more: list[Choice] = []
+    tool_format: str = ""
 
     @property
     def choices(self) -> list[Choice]:

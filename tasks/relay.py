@@ -36,6 +36,7 @@ class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
     """Some text of one choice of one request of a job. offset: characters of the choice before it.
 
     attempt: of the chunk; pieces of different attempts do not fit together. num_tokens: of the choice, up to its end.
+    tool_format: of calls in the text.
     """
 
     attempt: int
@@ -46,6 +47,7 @@ class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
     num_tokens: int
     prompt_tokens: int = 0
     logprobs: list[TokenLogprob] | None = None
+    tool_format: str = ""
 
 
 @dataclass(frozen=True, slots=True)

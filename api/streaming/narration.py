@@ -22,6 +22,7 @@ from core.openai.chunks import (
 )
 from core.openai.message import Message
 from core.openai.progress import Progress
+from core.openai.tool_calls import read_message
 from core.protocol import TokenLogprob
 from db.tables import OutcomeRow
 from tasks.relay import Piece
@@ -37,6 +38,7 @@ class _Growing:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_tokens: int = 0
     prompt_tokens: int = 0
+    tool_format: str = ""
     is_behind: bool = False
 
     def add(self, piece: Piece) -> None:
@@ -48,6 +50,11 @@ class _Growing:
         self.logprobs += piece.logprobs or ()
         self.num_tokens = piece.num_tokens
         self.prompt_tokens = piece.prompt_tokens
+        self.tool_format = piece.tool_format
+
+    @property
+    def message(self) -> Message:
+        return read_message(self.tool_format, self.text, is_end=False)
 
 
 class Narrator:
@@ -90,7 +97,7 @@ class Narrator:
         standings = standings_of(bodies)
         usage = total_usage(bodies)
         pairs = zip(self._growing, standings, strict=False)
-        is_same = all(self._message(growing).begins(standing.message) for growing, standing in pairs)
+        is_same = all(growing.message.begins(standing.message) for growing, standing in pairs)
         is_known = attempt == self.progress.attempt or any(growing.text for growing in self._growing)
         if self.has_begun and not (is_same and is_known):
             raise _interrupted()
@@ -109,11 +116,8 @@ class Narrator:
         self.progress.attempt = attempt
 
     def _told(self, index: int, growing: _Growing) -> list[Event]:
-        standing = Standing(self._message(growing), self._logprobs(growing))
+        standing = Standing(growing.message, self._logprobs(growing))
         return list(self._writer.advance(index, standing, self._usage()))
-
-    def _message(self, growing: _Growing) -> Message:
-        return Message(growing.text)
 
     def _logprobs(self, growing: _Growing) -> dict[str, Any] | None:
         if not growing.logprobs:

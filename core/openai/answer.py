@@ -5,20 +5,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from core.openai.completion import CHAT_ENDPOINT
+from core.openai.message import Call, call_id
+from core.openai.tool_calls import read_message
 from core.protocol import Choice, Finished, TokenLogprob, TopToken
 
 
 def response_body(endpoint: str, request_id: str, model: str, answer: Finished, created: int) -> dict[str, Any]:
     """The answer as OpenAI writes it. `created`: seconds since 1970."""
     is_chat = endpoint == CHAT_ENDPOINT
-    write_choice = _chat_choice if is_chat else _text_choice
     usage = answer.usage
+    choices = [
+        _chat_choice(choice, request_id, index, answer.tool_format) if is_chat else _text_choice(choice, index)
+        for index, choice in enumerate(answer.choices)
+    ]
     return {
         "id": answer_id(endpoint, request_id),
         "object": "chat.completion" if is_chat else "text_completion",
         "created": created,
         "model": model,
-        "choices": [{"index": index, **write_choice(choice)} for index, choice in enumerate(answer.choices)],
+        "choices": choices,
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
@@ -32,16 +37,35 @@ def answer_id(endpoint: str, request_id: str) -> str:
     return f"{'chatcmpl' if endpoint == CHAT_ENDPOINT else 'cmpl'}-{request_id}"
 
 
-def _chat_choice(choice: Choice) -> dict[str, Any]:
+def _chat_choice(choice: Choice, request_id: str, index: int, tool_format: str) -> dict[str, Any]:
+    said = read_message(tool_format, choice.text, is_end=True)
+    message: dict[str, Any] = {"role": "assistant", "content": said.content, "refusal": None}
+    finish_reason = choice.finish_reason
+    if said.calls:
+        message |= {"content": said.content or None, "tool_calls": _tool_calls(said.calls, request_id, index)}
+        finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason
     return {
+        "index": index,
         "logprobs": None if choice.logprobs is None else chat_logprobs(choice.logprobs),
-        "finish_reason": choice.finish_reason,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "finish_reason": finish_reason,
+        "message": message,
     }
 
 
-def _text_choice(choice: Choice) -> dict[str, Any]:
+def _tool_calls(calls: Sequence[Call], request_id: str, index: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": call_id(request_id, index, number),
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for number, call in enumerate(calls)
+    ]
+
+
+def _text_choice(choice: Choice, index: int) -> dict[str, Any]:
     return {
+        "index": index,
         "logprobs": None if choice.logprobs is None else text_logprobs(choice.logprobs),
         "finish_reason": choice.finish_reason,
         "text": choice.text,

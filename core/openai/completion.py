@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from core.errors import InvalidRequest, Unsupported
 from core.openai.decoding import decode
+from core.openai.tools import NO_TOOLS, ToolUse, read_tools
 from core.protocol import Generate, Sampling
 
 CHAT_ENDPOINT = "/v1/chat/completions"
@@ -92,6 +93,8 @@ class _ChatBody(_Body, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
@@ -110,7 +113,6 @@ _text_decoder = msgspec.json.Decoder(_TextBody)
 # Values that mean "off"; anything else is refused.
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
-        "tools": (None, []),
         "functions": (None, []),
         "modalities": (None, ["text"]),
         "audio": (None,),
@@ -145,6 +147,7 @@ class CompletionRequest:
     token_ids: list[int] | None = None
     num_answers: int = 1
     streaming: StreamOptions | None = None
+    tool_use: ToolUse = NO_TOOLS
 
     def to_generate(self, request_id: str, *, priority: int, stream: bool = False, prefix_scope: str = "") -> Generate:
         """prefix_scope: whose prompts may share what was computed of them: a tenant."""
@@ -159,6 +162,8 @@ class CompletionRequest:
             stream=stream,
             num_answers=self.num_answers,
             prefix_scope=prefix_scope,
+            tools=self.tool_use.tools,
+            tool_format=self.tool_use.format,
         )
 
 
@@ -186,8 +191,15 @@ def _from_chat(body: _ChatBody) -> CompletionRequest:
         raise InvalidRequest("top_logprobs: expected logprobs to be true beside it", param="top_logprobs")
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     sampling = _sampling(body, body.max_completion_tokens or body.max_tokens, num_logprobs)
+    tool_use = read_tools(body.tools, body.tool_choice, is_parallel=body.parallel_tool_calls is not False)
+    if tool_use.schema is not None:
+        if sampling.json_schema is not None:
+            raise InvalidRequest(
+                "response_format: expected none beside a tool_choice that forces a call", param="response_format"
+            )
+        sampling = msgspec.structs.replace(sampling, json_schema=tool_use.schema)
     request = CompletionRequest(body.model, sampling, messages=body.messages, num_answers=body.n or 1)
-    return replace(request, streaming=_streaming(body))
+    return replace(request, streaming=_streaming(body), tool_use=tool_use)
 
 
 def _check_message(index: int, message: Mapping[str, Any]) -> None:

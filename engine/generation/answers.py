@@ -97,7 +97,7 @@ class Answers:
             for index in range(request.num_answers)
         ]
         self._order += len(sequences)
-        choices = [self._choice(sequence, is_streamed=request.stream) for sequence in sequences]
+        choices = [self._choice(sequence, request) for sequence in sequences]
         self._open[arrival.key] = _Answer(request, arrival.arrived_seconds, choices)
         return sequences
 
@@ -131,7 +131,7 @@ class Answers:
     def _encode(self, request: Generate) -> list[int]:
         check_prompt(request)
         if request.messages is not None:
-            return self._codec.encode_chat(request.messages, self._facts.context_tokens)
+            return self._codec.encode_chat(request.messages, self._facts.context_tokens, request.tools)
         if request.text is not None:
             return self._codec.encode_text(request.text, self._facts.context_tokens)
         return list(request.token_ids or ())
@@ -140,8 +140,15 @@ class Answers:
         constraint = None if sampling.json_schema is None else self._grammars.constraint(sampling.json_schema)
         return make_controls(sampling, self._end_ids, num_prompt_tokens, constraint)
 
-    def _choice(self, sequence: Sequence, *, is_streamed: bool) -> AnswerChoice:
-        return AnswerChoice(sequence, self._codec, self._facts.end_ids, is_streamed=is_streamed)
+    def _choice(self, sequence: Sequence, request: Generate) -> AnswerChoice:
+        tool_format = self._tool_format(request)
+        return AnswerChoice(
+            sequence, self._codec, self._facts.end_ids, is_streamed=request.stream, tool_format=tool_format
+        )
+
+    def _tool_format(self, request: Generate) -> str:
+        """Of the answer's calls; empty where it can have none, or nobody knows."""
+        return request.tool_format or (str(self._codec.tool_format) if request.tools else "")
 
     def _finish(self, answer: _Answer) -> Reply:
         key = answer.choices[0].sequence.key
@@ -153,7 +160,16 @@ class Answers:
             sum(choice.sequence.num_answer_tokens for choice in answer.choices),
             prompt.num_reused_tokens,
         )
-        finished = Finished(key[1], first.text, first.finish_reason, usage, self._timing(answer), first.logprobs, more)
+        finished = Finished(
+            key[1],
+            first.text,
+            first.finish_reason,
+            usage,
+            self._timing(answer),
+            first.logprobs,
+            more,
+            self._tool_format(answer.request),
+        )
         return Reply(key, finished)
 
     def _timing(self, answer: _Answer) -> Timing:

@@ -11,12 +11,21 @@ from engine.sampling.logprobs import Logprobs
 
 
 class AnswerChoice:
-    """end_ids: the model's end tokens."""
+    """end_ids: the model's end tokens. tool_format: how calls in the answer are written; empty is no calls."""
 
-    def __init__(self, sequence: Sequence, codec: PromptCodec, end_ids: Iterable[int], *, is_streamed: bool) -> None:
+    def __init__(
+        self,
+        sequence: Sequence,
+        codec: PromptCodec,
+        end_ids: Iterable[int],
+        *,
+        is_streamed: bool,
+        tool_format: str = "",
+    ) -> None:
         self.sequence = sequence
         self.finish_reason: str | None = None
-        self._text = AnswerText(codec.stream(), sequence.sampling.stop)
+        self._tool_format = tool_format
+        self._text = AnswerText(codec.stream(keeps_marks=bool(tool_format)), sequence.sampling.stop)
         self._end_ids = frozenset(() if sequence.sampling.ignore_eos else end_ids)
         self._is_streamed = is_streamed
         self._observed = None if sequence.sampling.num_logprobs is None else ObservedTokens(codec)
@@ -74,5 +83,12 @@ class AnswerChoice:
         self._num_told_tokens = self.sequence.num_answer_tokens
         num_certain = None if is_finished else self._text.num_certain
         logprobs = None if self._observed is None else self._observed.tell(num_certain)
-        prompt_tokens = self.sequence.num_prompt_tokens
-        return Delta(self.sequence.key[1], text, num_new, self.sequence.index, logprobs, prompt_tokens)
+        return Delta(
+            self.sequence.key[1],
+            text,
+            num_new,
+            self.sequence.index,
+            logprobs,
+            self.sequence.num_prompt_tokens,
+            self._tool_format,
+        )

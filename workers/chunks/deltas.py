@@ -33,6 +33,7 @@ class Deltas:
             num_tokens=self._num_tokens[place],
             prompt_tokens=delta.prompt_tokens,
             logprobs=delta.logprobs,
+            tool_format=delta.tool_format,
         )
         self._relay.publish(self._job_public_id, piece)
 

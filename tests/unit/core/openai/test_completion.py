@@ -209,7 +209,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("field", "value"),
         [
-            ("tools", [{"type": "function"}]),
             ("functions", [{"name": "f"}]),
             ("best_of", 2),
             ("guided_json", {"type": "object"}),
