@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TextIO
 
 DIGITS = 4
+CHART_COLUMNS = 80
+_BARS = "▁▂▃▄▅▆▇█"
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -76,6 +78,16 @@ class Report:
         self._print(f"  {f'{name} ({unit})':<44}" + "".join(f"{column:>12}" for column in columns))
         for row, cells in rows.items():
             self._print(f"    {row:<42}" + "".join(f"{_text(cells[column]):>12}" for column in columns))
+
+    def chart(self, name: str, values: Sequence[float]) -> None:
+        """values: [0, 1], as one line of bars, for people alone. Where there are too many, the one furthest from the
+        middle stands for its neighbours."""
+        if self._as_json or not values:
+            return
+        size = max(1, -(-len(values) // CHART_COLUMNS))
+        groups = [values[first : first + size] for first in range(0, len(values), size)]
+        seen = [max(group, key=lambda value: abs(value - 0.5)) for group in groups]
+        self._print(f"  {name}\n    0 |{''.join(_BARS[min(7, int(8 * value))] for value in seen)}| 1")
 
     def _print_object(self, name: str, value: float, unit: str) -> None:
         rounded = float(f"{value:.{DIGITS}g}") if abs(value) < 10**DIGITS else round(value)

@@ -1,13 +1,20 @@
 """`python -m benchmarks.dispatch [--quick] [--json] [--requests N] [--rounds N]`: the dispatch line with default
-settings and the null engine, through a real `millrace up`: HTTP, Celery, ZMQ, and a database that syncs to its disk."""
+settings and the null engine, through a real `millrace up`: HTTP, Celery, ZMQ, and a database that syncs to its disk.
 
+Rows per second from `batches.create` to `completed`; the time to the first row; what a kill of the batch worker or the
+engine makes run again; and how two equal tenants share the engine."""
+
+from benchmarks.dispatch.fairness import measure_fairness
+from benchmarks.dispatch.kills import measure_kills
 from benchmarks.dispatch.line import MODEL, ROW_BYTES, measure_line, summarize_line
 from benchmarks.report import open_report, parse_options
-from benchmarks.sandbox import embedded_database_url, settings_in, temporary_root
+from benchmarks.sandbox import embedded_database_url, running_servers, settings_in, temporary_root
 from cli.local.running import running
+from db.connection import Database
 
 NUM_ROWS, NUM_QUICK_ROWS = 50_000, 10_000
 ROUNDS = 3
+QUICK_KILLS, NUM_KILLS = 2, 6
 
 
 def main() -> None:
@@ -17,9 +24,16 @@ def main() -> None:
     report = open_report(f"Dispatch of {num_rows:,} rows of {ROW_BYTES} bytes, median of {rounds}", options)
     with temporary_root() as root:
         settings = settings_in(root, f"{MODEL}=null:")
-        with running(settings, with_flower=False) as started:
+        with running(settings) as started:
             runs = measure_line(started, embedded_database_url(settings), num_rows, rounds)
         summarize_line(runs, report)
+    with temporary_root() as root:
+        measure_kills(root, report, num_kills=QUICK_KILLS if options.is_quick else NUM_KILLS)
+    with temporary_root() as root, running_servers(settings_in(root, f"{MODEL}=null:")) as settings:
+        assert settings.database_url is not None
+        database = Database(settings.database_url)
+        measure_fairness(database, settings, report)
+        database.close()
 
 
 if __name__ == "__main__":
