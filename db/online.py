@@ -3,11 +3,26 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from core.job import JobState
 from db.tables import ChunkRow, JobRow, OutcomeRow, RequestRow
+
+# Through `finalizing`, as every job, but without a stop there.
+_COMPLETE = text("""
+UPDATE jobs SET state = 'completed', finalizing_at = now(), completed_at = now(), num_completed = seen.completed,
+    num_failed = seen.failed, prompt_tokens = seen.prompt, completion_tokens = seen.completion,
+    cached_tokens = seen.cached
+FROM (SELECT count(*) FILTER (WHERE status_code = 200) AS completed,
+             count(*) FILTER (WHERE status_code IS DISTINCT FROM 200) AS failed,
+             coalesce(sum(prompt_tokens), 0) AS prompt, coalesce(sum(completion_tokens), 0) AS completion,
+             coalesce(sum(cached_tokens), 0) AS cached
+      FROM outcomes WHERE job_id = :job_id) AS seen
+WHERE id = :job_id AND state = 'in_progress' AND ending IS NULL
+  AND seen.completed + seen.failed >= jobs.num_requests
+RETURNING id
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +56,8 @@ def set_expiry(session: Session, job: JobRow, after: timedelta) -> None:
         .where(JobRow.id == job.id, JobRow.state == JobState.IN_PROGRESS.value, JobRow.ending.is_(None))
         .values(expires_at=func.clock_timestamp() + after)
     )
+
+
+def complete(session: Session, job_id: int) -> bool:
+    """Ends a job that has all its outcomes; False where it is being stopped, has ended, or lacks one."""
+    return session.execute(_COMPLETE, {"job_id": job_id}).one_or_none() is not None

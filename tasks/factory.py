@@ -7,6 +7,7 @@ from core.redis_url import broker_url
 from core.settings import Settings
 from tasks.base import MillraceTask
 from tasks.beat import beat_schedule
+from tasks.broker.transport import use_thrifty_transport
 from tasks.queues import CONTROL
 
 TASK_MODULES = (
@@ -29,6 +30,7 @@ DEFAULT_BROKER_URL = "redis://127.0.0.1:6379/0"
 
 
 def create_app(settings: Settings) -> Celery:
+    use_thrifty_transport()
     app = Celery("millrace", task_cls=MillraceTask, include=list(TASK_MODULES), set_as_current=True)
     app.conf.update(
         broker_url=broker_url(settings.redis_url or DEFAULT_BROKER_URL),
@@ -52,6 +54,7 @@ def create_app(settings: Settings) -> Celery:
         task_default_queue=CONTROL,
         worker_prefetch_multiplier=1,
         worker_send_task_events=True,
+        worker_consumer="tasks.broker.consumer:GatheringConsumer",
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_pool_start_method="spawn",

@@ -7,6 +7,7 @@ from celery import shared_task
 
 from core.errors import ConfigurationError, Unavailable
 from core.job import ServiceClass
+from db import online
 from tasks import dispatcher
 from tasks.messages import RUN_CHUNK
 from tasks.services import ChunkRun, Services, current
@@ -29,7 +30,8 @@ def run_chunk(model: str, chunk: str, service_class: str) -> None:
     while (run := services.chunks.run(wanted)) is not None:
         if run.is_closed:
             _close(services, wanted, run)
-        dispatcher.refill(services)
+        if wanted is ServiceClass.BATCH:  # whoever waits for an answer sends a message with each request
+            dispatcher.refill(services)
         if not run.is_done or time.monotonic() >= turn_ends_at:
             return
 
@@ -39,7 +41,8 @@ def _close(services: Services, service_class: ServiceClass, run: ChunkRun) -> No
     if service_class is ServiceClass.ONLINE:
         if run.is_done:  # the answer is committed; whoever waits need not wait for the rest
             services.relay.announce(run.job_public_id)
-        finalizing.finalize(services, run.job_public_id)
+        if not _complete(services, run):
+            finalizing.finalize(services, run.job_public_id)
         if not run.is_done:
             services.relay.announce(run.job_public_id)
         return
@@ -48,3 +51,11 @@ def _close(services: Services, service_class: ServiceClass, run: ChunkRun) -> No
             services.messages.finalize_job(run.job_public_id)
         except Unavailable as error:
             logger.warning("job %s waits for its files: %s", run.job_public_id, error)
+
+
+def _complete(services: Services, run: ChunkRun) -> bool:
+    """In one statement, as people wait for the worker; False where the job ends in another way."""
+    if not run.is_done:
+        return False
+    with services.database.begin() as session:
+        return online.complete(session, run.job_id)

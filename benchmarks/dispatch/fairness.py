@@ -1,5 +1,5 @@
-"""How two equal tenants share an engine: each chunk's answer tokens as they were given, and the share of one of them over
-any 20 chunks in a row while both had work.
+"""How two equal tenants share an engine: the answer tokens of each chunk as they were given, and the share of one of
+them over any 20 chunks in a row while both had work.
 
 Each mix is two jobs of different shapes handed over at once, run for real: claims from PostgreSQL in the order in which
 one worker takes them. The chart shows the first tenant's share as it runs.

@@ -1,0 +1,1 @@
+"""What our processes do otherwise than Celery and kombu, because it costs less."""
