@@ -232,7 +232,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         int,
         Meta(
             ge=0,
-            description="The same for answers that somebody waited for; background responses are no such. 0: for ever.",
+            description="The same for answers that somebody waited for; stored responses are no such. 0: for ever.",
         ),
     ] = 1
     webhook_retention_days: Annotated[

@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.orm import Session
 
 from api.access.scopes import READ, SUBMIT
-from api.context import Context, Ctx, Tenant, page
+from api.context import Context, Ctx, Tenant, Who, page
 from api.idempotency import Once
 from api.openai.files import MAX_EXPIRY_SECONDS, MIN_EXPIRY_SECONDS
+from core.access import Identity
 from core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from core.job import DEFAULT_PRIORITY, MAX_PRIORITY, MIN_PRIORITY, TERMINAL_JOB_STATES, JobState
 from core.openai.request import ENDPOINTS
@@ -67,8 +68,10 @@ class CreateBatch(BaseModel):
 
 
 @router.post("", summary="Create a batch from an uploaded file", dependencies=[SUBMIT])
-def create_batch(context: Ctx, tenant: Tenant, body: CreateBatch, once: Once) -> dict[str, Any]:
-    batch = _new_batch(tenant, body)
+def create_batch(context: Ctx, who: Who, body: CreateBatch, once: Once) -> dict[str, Any]:
+    """A priority above the key's is lowered to it."""
+    tenant = who.tenant
+    batch = _new_batch(who, body)
     with context.database.begin() as session:
         earlier = idempotency.recall(session, once)
         if earlier is not None:
@@ -80,7 +83,7 @@ def create_batch(context: Ctx, tenant: Tenant, body: CreateBatch, once: Once) ->
     return batch_object(job, None)
 
 
-def _new_batch(tenant: str, body: CreateBatch) -> NewBatch:
+def _new_batch(who: Identity, body: CreateBatch) -> NewBatch:
     if body.endpoint not in ENDPOINTS:
         raise InvalidRequest(f"expected an endpoint of {', '.join(ENDPOINTS)}, got {body.endpoint!r}", param="endpoint")
     return NewBatch(
@@ -90,8 +93,8 @@ def _new_batch(tenant: str, body: CreateBatch) -> NewBatch:
         expires_after=parse_window(body.completion_window),
         output_expires_after_seconds=body.output_expires_after.seconds if body.output_expires_after else None,
         user_metadata=dict(body.metadata) if body.metadata is not None else None,
-        tenant=tenant,
-        priority=body.priority,
+        tenant=who.tenant,
+        priority=min(body.priority, who.max_priority),
     )
 
 

@@ -16,12 +16,12 @@ STEP_ROWS = 5000
 PAGE_JOBS = 500
 STEP_LOCK = 0x726D << 32  # "rm"
 
-# Background responses are online jobs, but somebody may come for them as late as for a batch.
+# Responses that are stored are online jobs, but somebody may come for them as late as for a batch.
 _ENDED = text("""
 SELECT id, num_requests FROM jobs
 WHERE service_class = :service_class AND created_at < now() - :age AND state = ANY(:ended)
   AND coalesce(completed_at, failed_at, expired_at, cancelled_at) < now() - :age
-  AND (:takes_responses OR public_id NOT LIKE 'resp!_%' ESCAPE '!')
+  AND (:takes_responses OR NOT EXISTS (SELECT FROM responses r WHERE r.job_id = jobs.id AND r.is_stored))
 ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED
 """)
 

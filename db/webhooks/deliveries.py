@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
-from sqlalchemy import select, text
+from sqlalchemy import exists, select, text
 from sqlalchemy.orm import Session
 
-from core.job import JobState
-from core.webhooks.events import EventType, of_ended_job
-from db.tables import JobRow, WebhookDeliveryRow
+from core.webhooks.events import EventType
+from db.tables import JobRow, ResponseRow, WebhookDeliveryRow, WebhookEndpointRow
 
 
 class DeliveryState(StrEnum):
@@ -89,9 +88,10 @@ def announce(session: Session, tenant: str, event: EventType, object_id: str) ->
     return session.execute(_ANNOUNCE, values).rowcount > 0  # type: ignore[attr-defined, no-any-return]
 
 
-def announce_end(session: Session, job: JobRow, ending: JobState) -> bool:
-    """As `announce`, of a job that ends in this transaction."""
-    return announce(session, job.tenant, of_ended_job(job.public_id, ending), job.public_id)
+def awaited_response(session: Session, job: JobRow) -> ResponseRow | None:
+    """The stored response that the job makes, when its tenant has any endpoint at all."""
+    has_endpoint = exists().where(WebhookEndpointRow.tenant == ResponseRow.tenant)
+    return session.scalar(select(ResponseRow).where(ResponseRow.job_id == job.id, ResponseRow.is_stored, has_endpoint))
 
 
 def take(session: Session, *, each: int, limit: int, pause: timedelta) -> list[Delivery]:

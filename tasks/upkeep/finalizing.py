@@ -17,10 +17,9 @@ from core.job import JobState, ServiceClass
 from db import files, jobs, results
 from db.results import Totals
 from db.tables import FileRow, JobRow
-from db.webhooks import deliveries
 from tasks.messages import FINALIZE_JOB
 from tasks.services import Services, current
-from tasks.upkeep import webhooks
+from tasks.upkeep import endings, webhooks
 
 logger = logging.getLogger(__name__)
 
@@ -118,4 +117,4 @@ def _end(services: Services, job: JobRow, output: FileRow | None, errors: FileRo
             files.put(session, file, lifetime=_lifetime(services, job))
         if not jobs.move(session, job.id, _ending(job), values):
             return None
-        return End(_has_files(job) and deliveries.announce_end(session, job, _ending(job)))
+        return End(endings.announce(session, job, _ending(job)))

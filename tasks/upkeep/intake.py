@@ -13,11 +13,10 @@ from core.job import JobState
 from core.openai.batchfile import BatchFileError, BatchReader, LineError, split_lines
 from db import intake, jobs, models
 from db.tables import JobRow
-from db.webhooks import deliveries
 from tasks import dispatcher
 from tasks.messages import VALIDATE_BATCH
 from tasks.services import Services, current
-from tasks.upkeep import webhooks
+from tasks.upkeep import endings, webhooks
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ def _refuse(services: Services, public_id: str, errors: list[LineError]) -> None
     with services.database.begin() as session:
         job = jobs.lock_validating(session, public_id)
         if job is not None and jobs.move(session, job.id, JobState.FAILED, values):
-            has_webhooks = deliveries.announce_end(session, job, JobState.FAILED)
+            has_webhooks = endings.announce(session, job, JobState.FAILED)
     if has_webhooks:
         webhooks.announced(services)
     logger.info("job %s refused: %s", public_id, errors[0].message, extra={"event": "job.refused", "job": public_id})

@@ -64,7 +64,7 @@ def _jobs(services: Services, is_over: IsOver) -> bool:
 
 
 def _terms(settings: Settings) -> Iterator[tuple[ServiceClass, timedelta, bool]]:
-    """Which jobs are kept for how long, and whether background responses are among them."""
+    """Which jobs are kept for how long, and whether stored responses are among them."""
     if settings.online_retention_days:
         yield ServiceClass.ONLINE, timedelta(days=settings.online_retention_days), False
     if settings.job_retention_days:

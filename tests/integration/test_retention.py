@@ -98,21 +98,24 @@ def test_a_large_job_goes_in_steps_and_a_step_that_was_the_last_is_taken_up(
     assert counts(world) == [0, 0, 0, 0, 0]
 
 
-def test_answers_that_somebody_waited_for_go_sooner_but_background_responses_do_not(world: World) -> None:
+def test_answers_that_somebody_waited_for_go_sooner_but_stored_responses_do_not(world: World) -> None:
     # Given
     waited, response, batch = complete(world, 1), complete(world, 1), complete(world, 1)
     with world.database.begin() as session:
         online = text("UPDATE jobs SET service_class = 'online' WHERE public_id <> :batch")
         session.execute(online, {"batch": batch})
-        renamed = text("UPDATE jobs SET public_id = 'resp_1' WHERE public_id = :response")
-        session.execute(renamed, {"response": response})
+        stored = text(
+            "INSERT INTO responses (id, job_id, is_stored, has_tools, is_streamed, items, echo)"
+            " SELECT public_id, id, public_id = :response, false, false, '[]', '{}' FROM jobs WHERE public_id <> :batch"
+        )
+        session.execute(stored, {"response": response, "batch": batch})
     age(world, 2)
     # When
     clean(world)
     # Then
     with world.database.begin() as session:
         left = set(session.scalars(text("SELECT public_id FROM jobs")))
-    assert left == {"resp_1", batch}
+    assert left == {response, batch}
     assert waited not in left
 
 
