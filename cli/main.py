@@ -278,6 +278,22 @@ def limit_tenant(
     limit(read_settings(), tenant, Limits(requests_per_minute, tokens_per_minute, concurrent_jobs))
 
 
+@app.command()
+def usage(
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="`day`, `model`, `key` or `tenant`; may be repeated. Day and model otherwise."),
+    ] = None,
+    all_tenants: Annotated[bool, typer.Option("--all-tenants", help="Everybody's; needs the scope `admin`.")] = False,
+    as_json: Json = False,
+    url: Url = None,
+) -> None:
+    """Show what was used: requests, tokens, device seconds and their cost."""
+    from cli.usage import usage as print_usage
+
+    print_usage(_server(url), by or ["day", "model"], is_for_all=all_tenants, as_json=as_json)
+
+
 QueueModel = Annotated[str | None, typer.Option("--model", help="Only this model; every one otherwise.")]
 QueueName = Annotated[str | None, typer.Option("--queue", help="`online` or `batch`; both otherwise.")]
 

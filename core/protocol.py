@@ -205,12 +205,14 @@ class Timing(msgspec.Struct, frozen=True):
     """Seconds on the engine's monotonic clock since the request arrived there.
 
     queue_seconds: until its prefill began.  first_token_seconds: TTFT, 0 when no token came.
-    total_seconds: until it ended.
+    total_seconds: until it ended.  device_seconds: its share of the device: the seconds of every step that it was in,
+    divided by the tokens that the step processed; 0 where the model does not tell.
     """
 
     queue_seconds: float
     first_token_seconds: float
     total_seconds: float
+    device_seconds: float = 0.0
 
 
 class Choice(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -249,6 +249,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Seconds, Meta(description="How long the receiver of a webhook may take to answer before it is tried again.")
     ] = 5.0
     max_batch_rows: Annotated[Count, Meta(description="Most rows of one batch.")] = 50_000
+    device_hour_price: Annotated[
+        float, Meta(ge=0, description="What an hour of a device costs, in your currency; usage tells costs by it.")
+    ] = 0.0
     metrics: Annotated[
         str, Meta(description="Whether `/metrics` answers Prometheus: `on`, `off`.", pattern="^(on|off)$")
     ] = "off"

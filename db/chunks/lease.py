@@ -55,6 +55,7 @@ class Outcome:
     queue_seconds: float = 0.0
     first_token_seconds: float = 0.0
     total_seconds: float = 0.0
+    device_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,13 +41,28 @@ RETURNING c.state, jobs.state = 'cancelling' OR jobs.ending IS NOT NULL
 """)
 
 # One JSON document instead of arrays for `unnest`: psycopg writes arrays item by item in Python, eight times as slow.
+# What the rows that are really new used is noted with them: `db.access.usage`.
 _APPEND = text("""
-INSERT INTO outcomes (job_id, attempt, index, status_code, body, prompt_tokens, completion_tokens, cached_tokens,
-    queue_seconds, first_token_seconds, total_seconds)
-SELECT :job_id, :attempt, row.* FROM json_to_recordset(CAST(:outcomes AS json)) AS row(
-    index int, status_code smallint, body text, prompt_tokens int, completion_tokens int, cached_tokens int,
-    queue_seconds real, first_token_seconds real, total_seconds real)
-ON CONFLICT DO NOTHING
+WITH inserted AS (
+    INSERT INTO outcomes (job_id, attempt, index, status_code, body, prompt_tokens, completion_tokens, cached_tokens,
+        queue_seconds, first_token_seconds, total_seconds, device_seconds)
+    SELECT :job_id, :attempt, row.* FROM json_to_recordset(CAST(:outcomes AS json)) AS row(
+        index int, status_code smallint, body text, prompt_tokens int, completion_tokens int, cached_tokens int,
+        queue_seconds real, first_token_seconds real, total_seconds real, device_seconds real)
+    ON CONFLICT DO NOTHING
+    RETURNING status_code, prompt_tokens, completion_tokens, cached_tokens, device_seconds
+), seen AS (
+    SELECT count(*) AS num_requests, count(*) FILTER (WHERE status_code <> 200) AS num_failed,
+        coalesce(sum(prompt_tokens), 0) AS prompt_tokens, coalesce(sum(cached_tokens), 0) AS cached_tokens,
+        coalesce(sum(completion_tokens), 0) AS completion_tokens, coalesce(sum(device_seconds), 0) AS device_seconds
+    FROM inserted
+), noted AS (
+    INSERT INTO usage_entries (tenant, key_id, model, num_requests, num_failed, prompt_tokens, cached_tokens,
+        completion_tokens, device_seconds)
+    SELECT jobs.tenant, 0, jobs.model, seen.* FROM seen, jobs
+    WHERE jobs.id = :job_id AND jobs.kind = 'inference' AND jobs.model IS NOT NULL AND seen.num_requests > 0
+)
+SELECT num_requests FROM seen
 """)
 
 _NOTE_RETRIES = text("""
@@ -150,8 +165,7 @@ def write(
 def _append(session: Session, lease: Lease, outcomes: Sequence[Outcome], state: str) -> str:
     document = msgspec.json.encode(outcomes).decode()
     values = {"job_id": lease.job_id, "attempt": lease.attempt, "outcomes": document}
-    inserted = session.execute(_APPEND, values)
-    if inserted.rowcount == len(outcomes):  # type: ignore[attr-defined]
+    if session.execute(_APPEND, values).scalar_one() == len(outcomes):
         return state
     return str(session.execute(_RECOUNT, {"chunk_id": lease.chunk_id, **_range(lease)}).scalar_one())
 

@@ -25,6 +25,8 @@ from db.tables.base import Row as Row
 from db.tables.native import ArtifactRow as ArtifactRow
 from db.tables.native import DeviceRow as DeviceRow
 from db.tables.native import HeavyJobRow as HeavyJobRow
+from db.tables.usage import UsageDayRow as UsageDayRow
+from db.tables.usage import UsageEntryRow as UsageEntryRow
 
 
 class FileRow(Row):
@@ -354,6 +356,7 @@ class OutcomeRow(Row):
     queue_seconds: Mapped[float] = mapped_column(server_default=text("0"))
     first_token_seconds: Mapped[float] = mapped_column(server_default=text("0"))
     total_seconds: Mapped[float] = mapped_column(server_default=text("0"))
+    device_seconds: Mapped[float] = mapped_column(server_default=text("0"))
     finished_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

@@ -174,4 +174,9 @@ class Answers:
 
     def _timing(self, answer: _Answer) -> Timing:
         start = answer.arrived_seconds
-        return Timing(answer.prefill_seconds - start, answer.first_token_seconds - start, self._clock() - start)
+        return Timing(
+            queue_seconds=answer.prefill_seconds - start,
+            first_token_seconds=answer.first_token_seconds - start,
+            total_seconds=self._clock() - start,
+            device_seconds=sum(choice.sequence.device_seconds for choice in answer.choices),
+        )

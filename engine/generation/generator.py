@@ -161,6 +161,7 @@ class Generator:
         except FailedLate:
             self._start_over()
             return []
+        _share(flight.step, self._clock() - max(flight.started_seconds, self._read_seconds))
         replies = [reply for one in sampled for reply in self._settle(one)]
         now = self._clock()
         self._observe(flight.step, now - max(flight.started_seconds, self._read_seconds))
@@ -216,3 +217,10 @@ class Generator:
     def _count(self, started: float) -> None:
         self._num_steps += 1
         self._step_seconds += self._clock() - started
+
+
+def _share(step: Step, seconds: float) -> None:
+    """Charges the sequences of a step with its time, by their tokens in it."""
+    num_tokens = sum(piece.num_tokens for piece in step.pieces)
+    for piece in step.pieces:
+        piece.sequence.device_seconds += seconds * piece.num_tokens / num_tokens

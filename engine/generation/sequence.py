@@ -19,7 +19,7 @@ class Sequence:
     pages: where its K/V lie, in order, where they lie in pages. was_admitted: whether it has ever run.
     num_reused_tokens: prompt tokens that a known prefix spared when it was first admitted. is_spoiled: set before it is
     removed where its K/V may hold a NaN, so that nobody takes them over. controls: what is done to its logits before a
-    token is chosen; None is nothing.
+    token is chosen; None is nothing. device_seconds: its share of the steps that it was in, by tokens.
     """
 
     key: Key
@@ -39,6 +39,7 @@ class Sequence:
     num_reused_tokens: int = 0
     is_spoiled: bool = False
     controls: Controls | None = None
+    device_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

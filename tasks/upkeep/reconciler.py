@@ -8,6 +8,7 @@ from celery import shared_task
 
 from core.job import JobState
 from db import chunks, jobs, shares
+from db.access import usage
 from tasks import dispatcher, heavy
 from tasks.messages import RECONCILE
 from tasks.queues import UPKEEP
@@ -20,6 +21,7 @@ LONGEST_LEASES = 4
 FORGET_SHARES_AFTER = timedelta(hours=1)
 STUCK_AFTER = timedelta(seconds=10)
 UPKEEP_WINDOW = 16
+MOST_ENTRIES = 20_000
 
 
 @shared_task(name=RECONCILE)
@@ -29,6 +31,7 @@ def reconcile() -> None:
     expire_overdue(services)
     move_on(services)
     keep_shares(services)
+    fold_usage(services)
     dispatcher.refill(services)
     heavy.wake_nodes(services)
 
@@ -67,6 +70,11 @@ def keep_shares(services: Services) -> None:
     with services.database.begin() as session:
         shares.restore(session)
         shares.forget(session, older_than=FORGET_SHARES_AFTER)
+
+
+def fold_usage(services: Services) -> None:
+    with services.database.begin() as session:
+        usage.fold(session, limit=MOST_ENTRIES)
 
 
 def move_on(services: Services) -> None:

@@ -36,6 +36,7 @@ def of_finished(lease: Lease, index: int, answer: Finished, created: int) -> Out
         queue_seconds=answer.timing.queue_seconds,
         first_token_seconds=answer.timing.first_token_seconds,
         total_seconds=answer.timing.total_seconds,
+        device_seconds=answer.timing.device_seconds,
     )
 
 
@@ -48,6 +49,7 @@ def of_embedded(lease: Lease, request: Request, answer: Embedded) -> Outcome:
         prompt_tokens=answer.usage.prompt_tokens,
         queue_seconds=answer.timing.queue_seconds,
         total_seconds=answer.timing.total_seconds,
+        device_seconds=answer.timing.device_seconds,
     )
 
 

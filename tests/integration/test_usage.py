@@ -1,0 +1,91 @@
+"""Accounting over the real database: every outcome counts once, whoever wrote it, however often it was folded."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import text
+from starlette.testclient import TestClient
+
+from api.app import create_api
+from core.errors import LeaseLost
+from db.access import usage
+from db.chunks import Outcome
+from tests.world import MODEL, World, changed, failure, success
+
+
+@pytest.fixture
+def client(world: World) -> Iterator[TestClient]:
+    api = create_api(changed(world.services.settings, device_hour_price=3600.0))
+    with TestClient(api, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        yield client
+
+
+def used(client: TestClient, query: str = "") -> list[dict[str, object]]:
+    lines: list[dict[str, object]] = client.get(f"/api/v1/usage{query}").json()["data"]
+    return lines
+
+
+def fold(world: World) -> int:
+    with world.database.begin() as session:
+        return usage.fold(session, limit=1000)
+
+
+def timed(index: int, seconds: float) -> Outcome:
+    return replace(success(index), cached_tokens=1, device_seconds=seconds)
+
+
+def test_outcomes_are_counted_as_they_are_written_and_stay_the_same_when_folded(
+    client: TestClient, world: World
+) -> None:
+    # Given
+    world.start_job(3)
+    lease = world.claim()
+    assert lease is not None
+    world.write(lease, [timed(0, 0.5), failure(1)])
+    world.write(lease, [timed(2, 0.25)])
+    # When
+    before = used(client)
+    assert fold(world) == 2
+    # Then
+    assert used(client) == before
+    assert [(line["num_requests"], line["num_failed"], line["prompt_tokens"]) for line in before] == [(3, 1, 6)]
+    assert [(line["cached_tokens"], line["completion_tokens"], line["cost"]) for line in before] == [(2, 4, 0.75)]
+    assert fold(world) == 0
+
+
+def test_an_outcome_that_is_there_already_does_not_count_again(client: TestClient, world: World) -> None:
+    # Given a worker that wrote, lost its lease, and another that writes the same rows and one more
+    world.start_job(3)
+    first = world.claim("first", lease_seconds=0.001)
+    assert first is not None
+    world.write(first, [success(0), success(1)])
+    fold(world)
+    with world.database.begin() as session:
+        session.execute(text("UPDATE chunks SET state = 'waiting', owner = NULL"))
+    second = world.claim("second")
+    assert second is not None
+    # When
+    world.write(second, [success(0), success(1), success(2)])
+    with pytest.raises(LeaseLost):
+        world.write(first, [success(2)])
+    # Then
+    assert [line["num_requests"] for line in used(client)] == [3]
+
+
+def test_usage_is_grouped_as_wanted_and_outlives_its_job(client: TestClient, world: World) -> None:
+    # Given
+    job = world.start_job(1)
+    lease = world.claim()
+    assert lease is not None
+    world.write(lease, [success(0)])
+    # When
+    with world.database.begin() as session:
+        session.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": job.id})
+    # Then
+    line = used(client, "?group_by=tenant&group_by=model&all_tenants=true")[0]
+    assert (line["tenant"], line["model"], line["day"], line["key"]) == ("default", MODEL, None, None)
+    assert used(client, "?model=other") == []
+    assert used(client, "?last_day=2001-01-01") == []
+    assert json.loads(client.get("/api/v1/usage?group_by=weather").text)["error"]["code"] == "invalid_request"
