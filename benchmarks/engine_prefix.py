@@ -1,7 +1,7 @@
 """What a prefix that is known already spares: time to the first token with the reuse of prefixes and without.
 
 Two workloads, one request after another, so that the time to the first token is prefill and no queueing:
-`system_prompt`, 48 requests that share a system prompt of 768 tokens and differ in the last 32; `conversation`, eight
+`system_prompt`, 16 requests that share a system prompt of 768 tokens and differ in the last 32; `conversation`, four
 conversations of four turns, which open with 256 tokens and go on with 32, each after all that was said before. Both
 engines are in this process, share nothing, get the same prompts and make the same number of answer tokens, in turn; the
 prompts of every round are new. `prefix_ttft_ratio` is the median time without reuse over the median time with it,
@@ -23,7 +23,7 @@ from engine.models.loading import LoadOptions
 
 ROUNDS = 3
 SYSTEM_TOKENS, OWN_TOKENS, ANSWER_TOKENS = 768, 32, 8
-NUM_TURNS, OPENING_TOKENS, TURN_TOKENS, TURN_ANSWER_TOKENS = 4, 256, 32, 48
+NUM_TURNS, OPENING_TOKENS, TURN_TOKENS, TURN_ANSWER_TOKENS = 4, 256, 32, 16
 QUICK_SHAPE = "10m"
 WITH, WITHOUT = "with_reuse", "without_reuse"
 
@@ -35,7 +35,7 @@ class Size:
     num_conversations: int
 
 
-FULL, QUICK = Size(DEFAULT_SHAPE, 48, 8), Size(QUICK_SHAPE, 8, 2)
+FULL, QUICK = Size(DEFAULT_SHAPE, 16, 4), Size(QUICK_SHAPE, 8, 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from engine.models.loading import LoadOptions, prepare_libraries
 logger = logging.getLogger(__name__)
 
 MAX_BATCH_INPUTS = 256
-MAX_BATCH_TOKENS_CPU = 1024  # more only falls out of the processor's caches
+MAX_BATCH_TOKENS_CPU = 512  # of 64 inputs that wait, twice as many tokens would be one fifth padding
 MAX_BATCH_TOKENS_GPU = 65_536
 
 

@@ -1,6 +1,9 @@
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.embedding.loading import MAX_BATCH_TOKENS_CPU
 from engine.embedding.pile import Pile, Waiter
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=40)
@@ -108,3 +111,21 @@ def test_an_input_that_nobody_waits_for_any_more_is_gone() -> None:
     pile.remove(waiter("b"), (1, 2))
     assert len(pile) == 0
     assert pile.take(8, 8) == []
+
+
+def test_little_is_padded_while_64_of_mixed_lengths_wait_at_a_time() -> None:
+    # Given inputs of 6 to 62 tokens, 64 of which wait at any time
+    chance = random.Random(0)
+    lengths = [chance.randint(6, 62) for _ in range(512)]
+    pile = filled(lengths[:64])
+    num_places = 0
+    # When they are computed, and for each another one comes
+    number = 64
+    while len(pile):
+        batch = pile.take(MAX_BATCH_TOKENS_CPU, 256)
+        num_places += len(batch) * max(waiting.num_tokens for waiting in batch)
+        for length in lengths[number : number + len(batch)]:
+            pile.add(waiter(number), tokens(length, number), 0)
+            number += 1
+    # Then seven of eight places hold a token
+    assert sum(lengths) / num_places > 0.875
