@@ -1,5 +1,7 @@
 """A request of any endpoint that jobs have: its body checked, the model that it needs, its message to an engine."""
 
+import msgspec
+
 from core.errors import InvalidRequest
 from core.openai import completion, embedding
 from core.openai.completion import CompletionRequest
@@ -23,12 +25,22 @@ def parse_request(endpoint: str, body: bytes) -> InferenceRequest:
 
 
 def to_message(
-    request: InferenceRequest, request_id: str, *, priority: int, stream: bool = False, prefix_scope: str = ""
+    request: InferenceRequest,
+    request_id: str,
+    *,
+    priority: int,
+    stream: bool = False,
+    prefix_scope: str = "",
+    is_alone: bool = False,
 ) -> Generate | Embed:
-    """prefix_scope: whose prompts may share what was computed of them: a tenant."""
+    """prefix_scope: whose prompts may share what was computed of them: a tenant.  is_alone: nothing else runs on the
+    engine meanwhile."""
+    message: Generate | Embed
     if isinstance(request, EmbeddingRequest):
-        return request.to_embed(request_id, priority=priority)
-    return request.to_generate(request_id, priority=priority, stream=stream, prefix_scope=prefix_scope)
+        message = request.to_embed(request_id, priority=priority)
+    else:
+        message = request.to_generate(request_id, priority=priority, stream=stream, prefix_scope=prefix_scope)
+    return msgspec.structs.replace(message, is_alone=True) if is_alone else message
 
 
 def check_kind(endpoint: str, model: str, kind: str | None) -> None:

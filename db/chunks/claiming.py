@@ -69,11 +69,11 @@ WITH open AS ({open}), candidates AS ({candidates}), best AS (
     WHERE chunks.id = best.id AND jobs.id = chunks.job_id
     RETURNING chunks.id AS chunk_id, chunks.owner, chunks.attempt, chunks.job_id, jobs.public_id AS job_public_id,
         chunks.tenant, chunks.index AS chunk_index, chunks.first_request, chunks.num_requests, chunks.model,
-        jobs.endpoint, chunks.num_crashes, chunks.suspect_request, chunks.suspect_crashes, chunks.service_class,
-        chunks.priority, chunks.cost_tokens
+        jobs.endpoint, chunks.num_crashes, chunks.suspect_request, chunks.suspect_crashes, chunks.crash_width,
+        chunks.service_class, chunks.priority, chunks.cost_tokens
 ){charge}
 SELECT chunk_id, owner, attempt, job_id, job_public_id, tenant, chunk_index, first_request, num_requests, model,
-    endpoint, num_crashes, suspect_request, suspect_crashes, service_class
+    endpoint, num_crashes, suspect_request, suspect_crashes, crash_width, service_class
 FROM claimed
 """
 

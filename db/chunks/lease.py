@@ -23,6 +23,7 @@ class Lease:
     num_crashes: int
     suspect_request: int | None
     suspect_crashes: int
+    crash_width: int | None
     service_class: str
     lease_seconds: float
 
@@ -71,9 +72,11 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """The engine died while requests of the chunk were running; `suspect_request` if it was only this one."""
+    """The engine died while `width` requests of the chunk were in flight; `suspect_request` if nothing but this one ran
+    on the engine."""
 
     suspect_request: int | None
+    width: int
 
 
 @dataclass(frozen=True, slots=True)

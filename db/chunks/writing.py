@@ -92,7 +92,7 @@ UPDATE chunks AS c SET owner = NULL, lease_until = NULL, num_crashes = c.num_cra
     suspect_crashes = CASE WHEN CAST(:suspect AS int) IS NULL THEN c.suspect_crashes
         WHEN c.suspect_request = CAST(:suspect AS int) THEN c.suspect_crashes + 1 ELSE 1 END,
     suspect_request = coalesce(CAST(:suspect AS int), c.suspect_request),
-    num_handed_back = c.num_handed_back + :num_handed_back,
+    crash_width = :crash_width, num_handed_back = c.num_handed_back + :num_handed_back,
     state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END
 FROM jobs
 WHERE c.id = :chunk_id AND c.owner = :owner AND c.attempt = :attempt AND c.state = 'running'
@@ -170,13 +170,15 @@ def _append(session: Session, lease: Lease, outcomes: Sequence[Outcome], state: 
     return str(session.execute(_RECOUNT, {"chunk_id": lease.chunk_id, **_range(lease)}).scalar_one())
 
 
-def hand_back(session: Session, lease: Lease, crash: Crash | None = None) -> None:
-    """Returns the chunk to the waiting ones (or cancels it with its job). Raises LeaseLost."""
+def hand_back(session: Session, lease: Lease, crash: Crash | None = None, *, crash_width: int | None = None) -> None:
+    """Returns the chunk to the waiting ones (or cancels it with its job). crash_width: how many requests are still
+    suspected of an earlier crash. Raises LeaseLost."""
     values = {
         **_token(lease),
         "num_crashes": int(crash is not None),
         "num_handed_back": int(crash is None),
         "suspect": crash.suspect_request if crash else None,
+        "crash_width": crash.width if crash else crash_width,
     }
     if session.execute(_HAND_BACK, values).one_or_none() is None:
         raise lease.lost()

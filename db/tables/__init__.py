@@ -242,6 +242,8 @@ class ChunkRow(Row):
     """A run of consecutive requests of a job. `attempt` is the fencing token: it rises with every claim.
     `num_handed_back` counts claims that ended by a shutdown and so are no attempts; `num_crashes` those during which
     the engine died, and `suspect_crashes` how often in a row it died while `suspect_request` alone was running.
+    `crash_width`: the engine died while so many of the first unfinished requests were in flight, and since then they
+    have not run through; NULL: none is suspected.
     `tenant` is the job's, `cost_tokens` the answer tokens that its requests ask for at most; `available_at` is when
     the first of the requests that a `delayed` chunk waits for may be tried again."""
 
@@ -265,6 +267,7 @@ class ChunkRow(Row):
     num_crashes: Mapped[int] = mapped_column(server_default=text("0"))
     suspect_request: Mapped[int | None]
     suspect_crashes: Mapped[int] = mapped_column(server_default=text("0"))
+    crash_width: Mapped[int | None]
     lease_until: Mapped[datetime | None]
     num_completed: Mapped[int] = mapped_column(server_default=text("0"))
     num_failed: Mapped[int] = mapped_column(server_default=text("0"))

@@ -116,7 +116,7 @@ class ChunkMachine(RuleBasedStateMachine):
         with self.world.database.begin() as session:
             chunks.renew(session, lease.owner, [chunks.Held(lease.chunk_id, lease.attempt)], 60.0)
 
-    @rule(lease=consumes(leases), crash=st.sampled_from((None, Crash(None), Crash(0))))
+    @rule(lease=consumes(leases), crash=st.sampled_from((None, Crash(None, width=3), Crash(0, width=1))))
     def hand_back(self, lease: Lease, crash: Crash | None) -> None:
         with self.unless_lost(lease), self.world.database.begin() as session:
             chunks.hand_back(session, lease, crash)

@@ -209,11 +209,12 @@ def test_after_an_engine_crash_the_chunk_waits_again_and_says_so(node: Node) -> 
     assert len(outcomes(node.world)) == 10
 
 
-def test_a_request_that_takes_the_engine_down_fails_alone_in_the_end(node: Node) -> None:
-    # Given one poisonous question among others, and a supervisor that restarts the engine
-    rows = [chat_line(f"row-{index}", "poison" if index == 13 else f"question {index}") for index in range(40)]
+def test_requests_that_take_the_engine_down_fail_alone_in_the_end(node: Node) -> None:
+    # Given two poisonous questions far apart among others, and a supervisor that restarts the engine
+    guilty = {13, 90}
+    rows = [chat_line(f"row-{index}", "poison" if index in guilty else f"question {index}") for index in range(100)]
     job = node.world.submit(b"\n".join(rows))
-    node.world.services = replace(node.world.services, settings=changed(node.world.services.settings, chunk_rows=40))
+    node.world.services = replace(node.world.services, settings=changed(node.world.services.settings, chunk_rows=100))
     assert validate(node.world.services, job.public_id)
     runner = node.runner(max_request_crashes=2)
     source = f"{MODEL}=null:0!poison"
@@ -221,17 +222,51 @@ def test_a_request_that_takes_the_engine_down_fails_alone_in_the_end(node: Node)
     num_runs = 0
     while chunk(node.world)[0] == "waiting":
         num_runs += 1
-        assert num_runs < 10
+        assert num_runs < 14
         engine = node.stack.enter_context(engine_process(node.endpoint, "--model", source, "--preload", MODEL))
         runner.run(ServiceClass.BATCH)
         if engine.poll() is None and chunk(node.world)[0] == "waiting":
             engine.wait(DEADLINE_SECONDS)
     # Then everybody else has an answer
     found = outcomes(node.world)
-    assert {index for index, (status, _) in found.items() if status != 200} == {13}
-    assert len(found) == 40
-    assert found[13][0] == 500
-    assert "engine_crashed" in json.dumps(found[13][1])
+    assert {index for index, (status, _) in found.items() if status != 200} == guilty
+    assert len(found) == 100
+    for index in guilty:
+        assert found[index][0] == 500
+        assert "engine_crashed" in json.dumps(found[index][1])
+
+
+def test_an_innocent_chunk_that_shares_the_engine_with_a_poisonous_one_loses_nothing(node: Node) -> None:
+    # Given a chunk with one poisonous question and one without, run at once
+    poisonous = [chat_line(f"row-{index}", "poison" if index == 3 else f"question {index}") for index in range(10)]
+    node.world.start(b"\n".join(poisonous), tenant="one")
+    node.world.start_job(10, tenant="two")
+    runner = node.runner(max_request_crashes=2)
+    source = f"{MODEL}=null:0.05!poison"
+
+    def states() -> set[str]:
+        with node.world.database.begin() as session:
+            return set(session.execute(text("SELECT state FROM chunks")).scalars())
+
+    # When both run until nothing waits
+    num_runs = 0
+    while "waiting" in states():
+        num_runs += 1
+        assert num_runs < 14
+        engine = node.stack.enter_context(engine_process(node.endpoint, "--model", source, "--preload", MODEL))
+        both = [InBackground(runner), InBackground(runner)]
+        for running in both:
+            running.result()
+        if engine.poll() is None and "waiting" in states():
+            engine.send_signal(signal.SIGTERM)
+            engine.wait(DEADLINE_SECONDS)
+    # Then
+    with node.world.database.begin() as session:
+        failed = session.execute(text("SELECT index, body FROM outcomes WHERE status_code <> 200")).all()
+        total = session.execute(text("SELECT count(*) FROM outcomes")).scalar()
+    assert total == 20
+    assert [row[0] for row in failed] == [3]
+    assert "engine_crashed" in failed[0][1]
 
 
 @pytest.mark.parametrize("preload", [("--preload", MODEL), ()], ids=["at the start", "at its first request"])

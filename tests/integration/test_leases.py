@@ -177,7 +177,7 @@ def test_a_chunk_handed_back_keeps_its_outcomes_and_says_why(world: World) -> No
     world.write(lease, [success(4)])
     # When
     with world.database.begin() as session:
-        chunks.hand_back(session, lease, chunks.Crash(None))
+        chunks.hand_back(session, lease, chunks.Crash(None, width=1))
     # Then
     heir = world.claim("heir")
     assert heir is not None

@@ -41,7 +41,7 @@ from workers.engine_client import ENGINE_LOST, Answer, EngineClient
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5
-SHIFT_PER_CRASH = 3  # an eighth as many at once after every crash
+SHRINK_PER_CRASH = 8  # as many of the suspects run at once as the crash had in flight, divided by this
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,9 @@ class Execution:
         self._is_done = False
         self._is_stopping = False
         self._crash: Crash | None = None
-        self._width_shift = SHIFT_PER_CRASH * lease.num_crashes
-        self._is_alone = False
+        self._crash_width = lease.crash_width
+        self._num_cleared = 0
+        self._begun: set[int] = set()  # of those that run alone
         self._must_hand_back = False
         self._engine_seen_at = time.monotonic()
 
@@ -126,13 +127,18 @@ class Execution:
         if guilty is not None and self._lease.suspect_crashes >= self._options.max_request_crashes:
             self._todo.remove(guilty)
             self._finished.append(outcome.of_crashes(guilty.index, self._lease.suspect_crashes))
-            self._width_shift = 0
+            self._crash_width = None
 
     def _window(self, granted: int) -> int:
-        """After every crash fewer requests run at once, in the end one, alone, so that the guilty one is found."""
-        window = max(1, granted >> self._width_shift)
-        self._is_alone = window == 1 and self._width_shift > 0
-        return window
+        """After a crash an eighth of those that were in flight run at once, in the end one, alone on its engine: so the
+        guilty one is found. When as many as are suspected have run through, the others run at full width."""
+        if self._crash_width is not None and self._num_cleared >= self._crash_width:
+            self._crash_width = None
+        return granted if self._crash_width is None else max(1, self._crash_width // SHRINK_PER_CRASH)
+
+    @property
+    def _is_alone(self) -> bool:
+        return self._crash_width is not None and self._crash_width < 2 * SHRINK_PER_CRASH
 
     def _is_over(self) -> bool:
         """Raises LeaseLost when the keeper heard that the chunk is somebody else's."""
@@ -172,6 +178,7 @@ class Execution:
             priority=ONLINE_PRIORITY if self._is_online else BULK_PRIORITY,
             stream=self._is_online and parsed.streaming is not None,
             prefix_scope=lease.tenant,
+            is_alone=self._is_alone,
         )
 
     def _collect(self) -> None:
@@ -187,11 +194,13 @@ class Execution:
 
     def _take(self, answer: Answer) -> None:
         if isinstance(answer, Begun):
+            self._begun.add(self._in_flight[answer.id].index)
             return
         if isinstance(answer, Delta):
             self._deltas.take(self._in_flight[answer.id].index, answer)
             return
         request = self._in_flight.pop(answer.id)
+        self._num_cleared += not isinstance(answer, Failed) or answer.code not in retrying.NOT_THE_REQUESTS_FAULT
         if isinstance(answer, Finished):
             self._finished.append(outcome.of_finished(self._lease, request.index, answer, int(time.time())))
         elif isinstance(answer, Embedded):
@@ -213,9 +222,14 @@ class Execution:
                 self._finished.append(outcome.of_failed(request.index, failure))
 
     def _give_back(self, index: int, failure: Failed) -> None:
-        if failure.code == ENGINE_LOST and self._crash is None:
-            self._crash = Crash(index if self._is_alone and not self._in_flight else None)
+        """One that was to run alone and had not begun has nothing to do with the crash."""
         self._must_hand_back = True
+        if failure.code != ENGINE_LOST or self._crash is not None:
+            return
+        if not self._is_alone:
+            self._crash = Crash(None, width=len(self._in_flight) + 1)
+        elif index in self._begun:
+            self._crash = Crash(index, width=1)
 
     def _watch_engine(self) -> None:
         """Requests that were never sent hear nothing of an engine that is away: another node may run them."""
@@ -266,7 +280,7 @@ class Execution:
             if waits_for_retries:
                 chunks.delay(session, self._lease)
             else:
-                chunks.hand_back(session, self._lease, self._crash)
+                chunks.hand_back(session, self._lease, self._crash, crash_width=self._crash_width)
         logger.info(
             "chunk %d of job %s %s with %d requests unfinished",
             self._lease.chunk_index,

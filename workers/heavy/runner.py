@@ -111,7 +111,7 @@ class _Execution:
             return
         elif error is not None and error.is_retryable and self._claimed.num_attempts < MAX_ATTEMPTS:
             logger.warning("job %s runs again: %s", lease.job_public_id, error)
-            self._patiently(lambda: self._hand_back(Crash(None)))
+            self._patiently(lambda: self._hand_back(Crash(None, width=1)))
             return
         else:
             assert error is not None

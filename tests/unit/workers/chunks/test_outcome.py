@@ -13,7 +13,9 @@ FINISHED = Finished("id", "hello", "stop", Usage(3, 2), Timing(0.1, 0.2, 0.5))
 
 
 def lease(endpoint: str) -> Lease:
-    return Lease(1, "owner", 1, 7, "batch_abc", "default", 0, 0, 10, "test/model", endpoint, 0, None, 0, "batch", 15.0)
+    return Lease(
+        1, "owner", 1, 7, "batch_abc", "default", 0, 0, 10, "test/model", endpoint, 0, None, 0, None, "batch", 15.0
+    )
 
 
 def test_a_chat_answer_is_a_chat_completion() -> None:
