@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.peers.channel import CONTINUOUS, SERIAL, STATIC
 from benchmarks.peers.environment import Requirements, cache_directory
+from workers.agent import PATIENT_THREADS
 
 HERE = Path(__file__).parent
 OURS, VLLM = "ours", "vllm"
@@ -39,7 +40,7 @@ _TRANSFORMERS = "benchmarks.peers.run_transformers"
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer(OURS, "engine", "benchmarks.peers.run_millrace"),
+        Peer(OURS, "engine", "benchmarks.peers.run_millrace", environment=dict(PATIENT_THREADS)),  # as agents start it
         Peer(VLLM, "vllm", "benchmarks.peers.run_vllm", requirements=_VLLM, environment=_vllm_environment()),
         Peer(CONTINUOUS, "transformers_continuous", _TRANSFORMERS, CONTINUOUS),
         Peer(STATIC, "transformers_static", _TRANSFORMERS, STATIC),

@@ -1,5 +1,6 @@
 """Seconds from the start of an engine process until it says that its model is ready."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import zmq
 from benchmarks.peers.channel import Setup
 from benchmarks.peers.environment import PeerFailed
 from core.protocol import MODEL_FAILED, MODEL_READY, ClientFrame, Hello, ModelStatus, Ping, decode_engine, encode
+from workers.agent import PATIENT_THREADS
 
 READY_SECONDS = 300.0
 ASK_MILLISECONDS, ANSWER_MILLISECONDS = 20, 1000
@@ -25,7 +27,7 @@ def ready_seconds(setup: Setup, log: Path) -> float:
         command += ["--model", f"{MODEL}={setup.model}", "--preload", MODEL, "--slots", str(setup.num_slots)]
         command += ["--max-context-tokens", str(setup.context_tokens)]
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=output)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **PATIENT_THREADS})
         try:
             _wait_until_ready(process, endpoint, log)
             return time.perf_counter() - started
