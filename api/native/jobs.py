@@ -86,7 +86,12 @@ def change_job(context: Ctx, who: Who, job_id: str, body: JobPatch) -> Job:
         return described(session, job)
 
 
-@router.delete("/{job_id}", summary="Cancel a job that runs; remove one that has ended", dependencies=[SUBMIT])
+@router.delete(
+    "/{job_id}",
+    summary="Cancel a job that runs; remove one that has ended",
+    responses={status.HTTP_202_ACCEPTED: {"model": Job, "description": "It is being cancelled"}},
+    dependencies=[SUBMIT],
+)
 def delete_job(context: Ctx, tenant: Tenant, job_id: str, response: Response) -> Job | Deleted:
     """A job that has not ended is cancelled (202; what is finished is kept). One that has is removed, with its requests
     and outcomes; its files stay."""
