@@ -124,7 +124,7 @@ def test_langchain_answers_a_batch_of_questions(clients: Clients) -> None:
 
 
 # A class of its own that pydantic finds odd.
-@pytest.mark.filterwarnings("ignore:Items .* on TypedDict class:UserWarning")
+@pytest.mark.filterwarnings("ignore:Items? .* on TypedDict class:UserWarning")
 def test_litellm_answers_streams_and_embeds(clients: Clients) -> None:
     # Given
     model = f"openai/{MODEL}"
