@@ -1,4 +1,4 @@
-"""`/healthz`: the process lives. `/readyz`: PostgreSQL and Redis answer, so requests can be taken."""
+"""`/healthz`, and `/health` as vLLM has it: the process lives. `/readyz`: PostgreSQL and Redis answer, so requests can be taken."""
 
 import logging
 
@@ -16,6 +16,12 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz", summary="Is the process alive?", dependencies=[PUBLIC])
 async def healthz() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@router.get("/health", summary="Is the process alive? As vLLM is asked", dependencies=[PUBLIC])
+async def health() -> dict[str, str]:
+    """guidellm and others look here before they begin."""
     return {"status": "ok"}
 
 

@@ -162,8 +162,13 @@ def test_few_paths_are_open_and_none_of_them_tells_anything(client: TestClient) 
     app = client.app
     assert isinstance(app, FastAPI)
     # When / Then
-    assert public_paths(app) == {"/healthz", "/readyz", "/login", "/logout"}
-    assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
+    assert public_paths(app) == {"/health", "/healthz", "/readyz", "/login", "/logout"}
+    assert (
+        client.get("/health").json()
+        == client.get("/healthz").json()
+        == client.get("/readyz").json()
+        == {"status": "ok"}
+    )
 
 
 def test_strangers_do_not_learn_which_routes_there_are(client: TestClient) -> None:
