@@ -1,4 +1,5 @@
-"""`/healthz`, and `/health` as vLLM has it: the process lives. `/readyz`: PostgreSQL and Redis answer, so requests can be taken."""
+"""`/healthz`, and `/health` as vLLM has it: the process lives. `/readyz`: PostgreSQL and Redis answer, so requests can
+be taken."""
 
 import logging
 
