@@ -5,16 +5,19 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from redis import ConnectionPool, Redis
 from redis.asyncio import Redis as AsyncRedis
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from api import errors, health, home
 from api.access import login
+from api.access.admission import Admission
 from api.access.binding import check_binding
 from api.access.body import BodyLimit
 from api.access.gate import Gate
 from api.access.keyring import KeyRing
+from api.access.rates import Rates
 from api.access.scopes import public_paths
 from api.broker import Broker
 from api.codecs import Codecs
@@ -32,10 +35,12 @@ from core.redis_url import client_url
 from core.settings import Settings
 from db.connection import Database
 from db.files import open_file_store
+from tasks.breaker.circuit import Breaker
 from tasks.factory import DEFAULT_BROKER_URL, create_app
 from tasks.messages import Messages
 
 DATABASE_CONNECTIONS = 16
+ADMISSION_SECONDS = 0.5
 # Where no key is needed, a web page that has its own name resolve to this machine must not get in.
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -50,7 +55,18 @@ def build_context(settings: Settings) -> Context:
     files = open_file_store(settings.file_store, database)
     codecs = Codecs(settings.model_sources, settings.max_context_tokens)
     broker = Broker(redis, messages)
-    return Context(settings, database, files, redis, messages, KeyRing(database), codecs, broker)
+    admission = build_admission(settings, database)
+    return Context(settings, database, files, redis, messages, KeyRing(database), admission, codecs, broker)
+
+
+def build_admission(settings: Settings, database: Database) -> Admission:
+    """Its Redis is asked while somebody waits, so it has little time."""
+    url = client_url(settings.redis_url or DEFAULT_BROKER_URL)
+    pool = ConnectionPool.from_url(
+        url, socket_timeout=ADMISSION_SECONDS, socket_connect_timeout=ADMISSION_SECONDS, max_connections=64
+    )
+    breaker = Breaker.of(settings, Redis(connection_pool=pool))
+    return Admission(database, Rates(pool), breaker, max_waiting=settings.max_waiting_requests)
 
 
 def allowed_hosts(settings: Settings) -> list[str]:
@@ -70,6 +86,7 @@ def create_api(settings: Settings) -> FastAPI:
         drain.attach()
         yield
         await context.redis.aclose()
+        context.admission.close()
         context.database.close()
 
     app = Api(

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from redis.asyncio import Redis as AsyncRedis
 
+from api.access.admission import Admission
 from api.access.keyring import KeyRing
 from api.access.scopes import get_identity
+from api.access.visit import Visit, visit_of
 from api.broker import Broker
 from api.codecs import Codecs
 from core.access import Identity
@@ -27,6 +29,7 @@ class Context:
     redis: AsyncRedis
     messages: Messages
     keys: KeyRing
+    admission: Admission
     codecs: Codecs
     broker: Broker
 
@@ -45,6 +48,15 @@ def get_tenant(identity: Annotated[Identity, Depends(get_identity)]) -> str:
 Ctx = Annotated[Context, Depends(get_context)]
 Who = Annotated[Identity, Depends(get_identity)]
 Tenant = Annotated[str, Depends(get_tenant)]
+Visitor = Annotated[Visit, Depends(visit_of)]
+
+
+def admit_job(context: Ctx, visit: Visitor) -> None:
+    """For routes that make jobs nobody waits for. Raises RateLimited."""
+    context.admission.admit_job(visit)
+
+
+ADMIT_JOB = Depends(admit_job)
 
 
 def page(found: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:

@@ -12,11 +12,15 @@ what came and what to do. HTTP statuses are given in `api/errors.py`, retries in
     |   `-- LeaseLost         somebody else owns the chunk now; write nothing more
     |-- Unavailable           a server is away; back off and try again
     |   |-- EngineLost        the engine process went away with our requests
+    |   |-- ModelUnavailable  a model failed too often in a row; tried again in a moment
     |   `-- Overloaded        full; try again after `retry_after_seconds`
+    |       `-- RateLimited   this key or tenant has had its share
     |-- Interrupted           cancel, deadline or shutdown; not counted as an attempt
     |-- ModelFailure          the model itself failed on this request
     `-- ConfigurationError    settings or installation are wrong; a person has to act
 """
+
+from collections.abc import Mapping
 
 
 class MillraceError(Exception):
@@ -82,8 +86,24 @@ class EngineLost(Unavailable):
     code = "engine_lost"
 
 
+class ModelUnavailable(Unavailable):
+    code = "model_unavailable"
+
+
 class Overloaded(Unavailable):
     code = "overloaded"
+
+
+class RateLimited(Overloaded):
+    """`headers`: what the answer tells about the limit."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, retry_after_seconds: float = 1.0, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.headers = dict(headers or {})
 
 
 class Interrupted(MillraceError):

@@ -255,6 +255,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     metrics: Annotated[
         str, Meta(description="Whether `/metrics` answers Prometheus: `on`, `off`.", pattern="^(on|off)$")
     ] = "off"
+    max_waiting_requests: Annotated[
+        Count, Meta(description="Online requests of a model that wait at once; more are refused with 429 `overloaded`.")
+    ] = 1000
+    breaker_failures: Annotated[
+        Count, Meta(description="Engine failures of a model in a row after which its online requests are refused.")
+    ] = 5
+    breaker_open_seconds: Annotated[
+        Seconds, Meta(description="How long they are refused before one is let through to see whether the model works.")
+    ] = 10.0
     log_level: Annotated[
         str, Meta(description="`DEBUG`, `INFO`, `WARNING` or `ERROR`.", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     ] = "INFO"

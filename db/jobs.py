@@ -40,6 +40,7 @@ class NewBatch:
     output_expires_after_seconds: int | None = None
     user_metadata: dict[str, Any] | None = None
     tenant: str = DEFAULT_TENANT
+    key_id: int | None = None
     priority: int = DEFAULT_PRIORITY
 
 
@@ -50,6 +51,7 @@ class NewOnlineRequest:
     body: str
     expires_after: timedelta
     tenant: str = DEFAULT_TENANT
+    key_id: int | None = None
     priority: int = DEFAULT_PRIORITY
 
 
@@ -73,6 +75,7 @@ def create_batch(session: Session, batch: NewBatch) -> JobRow:
     job = JobRow(
         public_id=new_public_id("batch"),
         tenant=batch.tenant,
+        key_id=batch.key_id,
         kind=JobKind.INFERENCE.value,
         service_class=ServiceClass.BATCH.value,
         state=JobState.VALIDATING.value,
@@ -95,6 +98,7 @@ def create_online(session: Session, request: NewOnlineRequest) -> JobRow:
     job = JobRow(
         public_id=new_public_id("req"),
         tenant=request.tenant,
+        key_id=request.key_id,
         kind=JobKind.INFERENCE.value,
         service_class=ServiceClass.ONLINE.value,
         state=JobState.IN_PROGRESS.value,

@@ -52,12 +52,22 @@ CODES = (
         f"{HTTP}, {LOG}",
         "The model could not be loaded; it is tried again, and batch rows wait for it.",
     ),
+    (
+        "model_unavailable",
+        HTTP,
+        "Status 503: the model failed several times in a row, so it is left alone for `Retry-After` seconds.",
+    ),
     ("model_unloaded", LOG, "The model was unloaded while the request waited; it runs again."),
     ("not_executed", HTTP, "The request was stopped before it could run."),
     ("not_found", HTTP, "There is no such file, batch or job."),
     ("not_received", LOG, "The request was lost on its way to the engine; it is sent again."),
     ("overloaded", f"{HTTP}, {LOG}", "Full; try again after `Retry-After` seconds."),
     ("previous_response_not_found", HTTP, "The conversation cannot be continued: a response of it is gone."),
+    (
+        "rate_limit_exceeded",
+        HTTP,
+        "Status 429: this key or its tenant has had its share; `Retry-After` tells when there is more.",
+    ),
     ("request_failed", COMMAND, "The server answered with an error; the message is its own."),
     ("request_too_large", HTTP, "Status 413: the body or the file is larger than the limit."),
     (

@@ -9,6 +9,7 @@ from core.errors import ConfigurationError, Unavailable
 from core.job import ServiceClass
 from db import online
 from tasks import dispatcher
+from tasks.breaker.circuit import Breaker
 from tasks.messages import RUN_CHUNK
 from tasks.services import ChunkRun, Services, current
 from tasks.upkeep import finalizing
@@ -28,12 +29,21 @@ def run_chunk(model: str, chunk: str, service_class: str) -> None:
     wanted = ServiceClass(service_class)
     turn_ends_at = time.monotonic() + (TURN_SECONDS if wanted is ServiceClass.BATCH else 0.0)
     while (run := services.chunks.run(wanted)) is not None:
+        if run.lost_model is not None:
+            _report_loss(services, run.lost_model)
         if run.is_closed:
             _close(services, wanted, run)
         if wanted is ServiceClass.BATCH:  # whoever waits for an answer sends a message with each request
             dispatcher.refill(services)
         if not run.is_done or time.monotonic() >= turn_ends_at:
             return
+
+
+def _report_loss(services: Services, model: str) -> None:
+    """An engine that keeps dying closes the door to those who would wait for it."""
+    settings = services.settings
+    device = f"{settings.node_name}:{settings.device}"
+    Breaker.of(settings, services.redis).failed(model, device=device)
 
 
 def _close(services: Services, service_class: ServiceClass, run: ChunkRun) -> None:

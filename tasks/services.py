@@ -21,12 +21,13 @@ from tasks.relay import Piece
 @dataclass(frozen=True, slots=True)
 class ChunkRun:
     """How a claimed chunk ended: `is_done` when it has no unfinished request left; `is_closed` when nobody runs it
-    again, because it is done or its job is being stopped."""
+    again, because it is done or its job is being stopped. `lost_model`: the one whose engine died meanwhile."""
 
     job_id: int
     job_public_id: str
     is_done: bool
     is_closed: bool
+    lost_model: str | None = None
 
 
 class ChunkRunner(Protocol):

@@ -2,16 +2,24 @@
 the public paths and nothing else, not even which routes there are. What an identity may do, routes say themselves.
 """
 
+import logging
+from collections.abc import Mapping
 from urllib.parse import quote, urlsplit
 
+from anyio import CancelScope
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.access.admission import Admission
 from api.access.keyring import KeyRing
+from api.access.visit import Visit
 from api.errors import millrace_error
 from core.access import KEY_MARK, LOCAL_IDENTITY, Identity
-from core.errors import Forbidden, MillraceError, Unauthenticated
+from core.errors import Forbidden, MillraceError, Unauthenticated, Unavailable
+
+logger = logging.getLogger(__name__)
 
 COOKIE = "millrace_key"
 LOGIN_PATH = "/login"
@@ -36,11 +44,33 @@ class Gate:
         request = Request(scope)
         if scope["path"] not in self._public_paths:
             try:
-                scope.setdefault("state", {})["identity"] = await self._identify(request)
+                visit = Visit(await self._identify(request))
             except MillraceError as error:
                 await _refusal(request, error)(scope, receive, send)
                 return
+            scope.setdefault("state", {}).update(identity=visit.identity, visit=visit)
+            await self._accompany(visit, scope, receive, send)
+            return
         await self._app(scope, receive, send)
+
+    async def _accompany(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
+        """Adds the headers that the visit was given on its way, and settles it when the answer was sent."""
+        status = 500
+
+        async def with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *encoded(visit.headers)]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, with_headers)
+        finally:
+            if visit.is_to_be_settled(status):
+                admission: Admission = scope["app"].state.context.admission
+                with CancelScope(shield=True):
+                    await run_in_threadpool(_settle, admission, visit)
 
     async def _identify(self, request: Request) -> Identity:
         """Raises Unauthenticated, Forbidden, Unavailable."""
@@ -78,6 +108,17 @@ def check_same_site(request: Request) -> None:
     is_own = origin is None or urlsplit(origin).netloc == request.headers.get("host")
     if site not in ("none", "same-origin") or not is_own:
         raise Forbidden("a page of another site may not send this; programs send `Authorization: Bearer mr_…`")
+
+
+def _settle(admission: Admission, visit: Visit) -> None:
+    try:
+        admission.finish(visit)
+    except Unavailable as error:
+        logger.warning("a request was not settled: %s", error.message)
+
+
+def encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def _refusal(request: Request, error: MillraceError) -> Response:

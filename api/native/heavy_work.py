@@ -21,6 +21,7 @@ def submit(
     new = NewJob(
         kind=JobKind(body.kind),
         tenant=who.tenant,
+        key_id=who.key_id,
         service_class=ServiceClass.HEAVY,
         model=body.model,
         priority=body.priority,

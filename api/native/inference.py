@@ -30,6 +30,7 @@ def submit(context: Context, who: Identity, body: InferenceBody, once: Key | Non
     new = NewJob(
         kind=JobKind.INFERENCE,
         tenant=tenant,
+        key_id=who.key_id,
         endpoint=body.endpoint,
         input_file_id=body.input_file_id,
         priority=body.priority,

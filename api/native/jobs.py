@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Response, status
 
 from api.access.scopes import READ, SUBMIT
-from api.context import Context, Ctx, Tenant, Who, page
+from api.context import ADMIT_JOB, Context, Ctx, Tenant, Who, page
 from api.idempotency import Once
 from api.native import heavy_work, inference
 from api.native.bodies import AnyJobBody, InferenceBody, JobPatch
@@ -25,7 +25,7 @@ PAGE_RESULTS, MOST_RESULTS = 1000, 10_000
 JSON_LINES = "application/jsonl"
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, summary="Submit a job", dependencies=[SUBMIT])
+@router.post("", status_code=status.HTTP_201_CREATED, summary="Submit a job", dependencies=[SUBMIT, ADMIT_JOB])
 def create_job(context: Ctx, who: Who, body: Annotated[AnyJobBody, Body()], once: Once) -> Job:
     """Of any kind; `kind` says which. Requests are checked before anything is kept; the answer shows the job as it was
     accepted. A priority above the key's is lowered to it."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.orm import Session
 
 from api.access.scopes import READ, SUBMIT
-from api.context import Context, Ctx, Tenant, Who, page
+from api.context import ADMIT_JOB, Context, Ctx, Tenant, Who, page
 from api.idempotency import Once
 from api.openai.files import MAX_EXPIRY_SECONDS, MIN_EXPIRY_SECONDS
 from core.access import Identity
@@ -67,7 +67,7 @@ class CreateBatch(BaseModel):
     priority: Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY)] = DEFAULT_PRIORITY
 
 
-@router.post("", summary="Create a batch from an uploaded file", dependencies=[SUBMIT])
+@router.post("", summary="Create a batch from an uploaded file", dependencies=[SUBMIT, ADMIT_JOB])
 def create_batch(context: Ctx, who: Who, body: CreateBatch, once: Once) -> dict[str, Any]:
     """A priority above the key's is lowered to it."""
     tenant = who.tenant
@@ -94,6 +94,7 @@ def _new_batch(who: Identity, body: CreateBatch) -> NewBatch:
         output_expires_after_seconds=body.output_expires_after.seconds if body.output_expires_after else None,
         user_metadata=dict(body.metadata) if body.metadata is not None else None,
         tenant=who.tenant,
+        key_id=who.key_id,
         priority=min(body.priority, who.max_priority),
     )
 

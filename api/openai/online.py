@@ -15,6 +15,8 @@ from fastapi import Request, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from api.access.admission import estimated_tokens
+from api.access.visit import Visit, visit_of
 from api.context import Context
 from api.errors import error_response
 from api.prompts import count_prompt_tokens
@@ -23,7 +25,7 @@ from api.streaming.leaving import unless_left
 from api.streaming.narration import Narrator, first_failure
 from api.streaming.response import AnswerStream, Ending, failed_response, too_late
 from core.errors import InvalidRequest, NotFound
-from core.job import TERMINAL_JOB_STATES, JobState
+from core.job import DEFAULT_PRIORITY, TERMINAL_JOB_STATES, JobState
 from core.openai.chunks import Heading, whole_body
 from core.openai.completion import CompletionRequest, StreamOptions
 from core.openai.progress import new_progress, parse_progress
@@ -49,7 +51,7 @@ async def answer(context: Context, tenant: str, request: Request, endpoint: str,
     check_content_type(request)
     body = await request.body()
     await context.broker.check()
-    submitted = await run_in_threadpool(_submit, context, tenant, endpoint, body, once)
+    submitted = await run_in_threadpool(_submit, context, visit_of(request), endpoint, body, once)
     await context.broker.wake_up(submitted.job)
     ending = _ending(context, submitted, is_repeatable=once is not None)
     job, parsed = submitted.job, submitted.parsed
@@ -118,20 +120,31 @@ async def wait(context: Context, job: JobRow) -> Ended:
     raise too_late(seconds)
 
 
-def _submit(context: Context, tenant: str, endpoint: str, body: bytes, once: Key | None) -> Submitted:
+def _submit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Key | None) -> Submitted:
+    who = visit.identity
     parsed = parse_request(endpoint, body)
+    num_prompt_tokens = None
     if isinstance(parsed, CompletionRequest):
-        count_prompt_tokens(context, parsed.model, parsed)
+        num_prompt_tokens = count_prompt_tokens(context, parsed.model, parsed)
     wanted = NewOnlineRequest(
-        endpoint=endpoint, model=parsed.model, body=body.decode(), expires_after=lifetime(context), tenant=tenant
+        endpoint=endpoint,
+        model=parsed.model,
+        body=body.decode(),
+        expires_after=lifetime(context),
+        tenant=who.tenant,
+        key_id=who.key_id,
+        priority=min(DEFAULT_PRIORITY, who.max_priority),
     )
     with context.database.begin() as session:
-        earlier = _earlier(session, tenant, once)
+        earlier = _earlier(session, who.tenant, once)
         if earlier is not None:
             return Submitted(earlier, parsed)
         check_model(session, endpoint, parsed.model)
+        num_tokens = estimated_tokens(num_prompt_tokens, len(body), parsed)
+        context.admission.admit_online(session, visit, parsed.model, num_tokens)
         job = jobs.create_online(session, wanted)
         idempotency.remember(session, once, job.public_id)
+        visit.job_id = job.id
         return Submitted(job, parsed)
 
 

@@ -22,6 +22,7 @@ class NewJob:
 
     kind: JobKind
     tenant: str
+    key_id: int | None = None
     service_class: ServiceClass = ServiceClass.BATCH
     model: str | None = None
     endpoint: str | None = None
@@ -47,6 +48,7 @@ def create(session: Session, new: NewJob) -> JobRow:
     job = JobRow(
         public_id=new_public_id("job"),
         tenant=new.tenant,
+        key_id=new.key_id,
         kind=new.kind.value,
         service_class=new.service_class.value,
         state=JobState.VALIDATING.value,

@@ -176,14 +176,16 @@ class TenantLimitRow(Row):
 
 
 class JobRow(Row):
-    """What a user submitted. `ending` says how a job that is being stopped will end (`completed`, `cancelled`,
-    `expired`); the counters are final once it has ended, while it runs the chunks hold them."""
+    """What a user submitted, with the key `key_id` where there was one. `ending` says how a job that is being stopped
+    will end (`completed`, `cancelled`, `expired`); the counters are final once it has ended, while it runs the
+    chunks hold them."""
 
     __tablename__ = "jobs"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     public_id: Mapped[str] = mapped_column(unique=True)
     tenant: Mapped[str] = mapped_column(server_default=DEFAULT_TENANT)
+    key_id: Mapped[int | None] = mapped_column(BigInteger)
     kind: Mapped[str]
     service_class: Mapped[str]
     state: Mapped[str]

@@ -112,7 +112,8 @@ class Execution:
             is_closed = False
         finally:
             self._engine.cancel(list(self._in_flight))
-        return ChunkRun(lease.job_id, lease.job_public_id, self._is_done, is_closed)
+        lost_model = None if self._crash is None else lease.model
+        return ChunkRun(lease.job_id, lease.job_public_id, self._is_done, is_closed, lost_model)
 
     def _begin(self) -> None:
         with self._database.begin() as session:

@@ -15,7 +15,8 @@ from core.openai.completion import CHAT_ENDPOINT
 from core.settings import Settings
 from db import jobs
 from db.jobs import NewOnlineRequest
-from db.tables import JobRow, ResponseRow
+from db.tables import JobRow, ResponseRow, WebhookEndpointRow
+from db.webhooks import endpoints
 from tests.integration.access.keys import WRONG_KEY, bearer, expired_key, make_key, revoked_key
 from tests.world import MODEL, World, batch_file, changed
 
@@ -46,6 +47,19 @@ def stored_response(world: World) -> str:
     return row.id
 
 
+def webhook_endpoint(world: World) -> str:
+    row = WebhookEndpointRow(
+        id=endpoints.new_endpoint_id(),
+        tenant="default",
+        name="hook",
+        url="https://hooks.example",
+        event_types=[],
+        secret="whsec_none",
+    )
+    with world.database.begin() as session:
+        return endpoints.add(session, row).id
+
+
 # One of another tenant's for every name that stands in a path.
 OTHERS: dict[str, Callable[[World], str]] = {
     "file_id": lambda world: world.upload(batch_file(range(2))),
@@ -53,9 +67,14 @@ OTHERS: dict[str, Callable[[World], str]] = {
     "job_id": lambda world: world.start_job(2).public_id,
     "answer_id": lambda world: f"chatcmpl-{online_job(world).public_id}-0",
     "response_id": stored_response,
+    "webhook_endpoint_id": webhook_endpoint,
 }
 # What a route must be sent before it looks for what it is asked about.
-BODIES: dict[str, dict[str, object]] = {"PATCH /api/v1/jobs/{job_id}": {"priority": 1}}
+BODIES: dict[str, dict[str, object]] = {
+    "PATCH /api/v1/jobs/{job_id}": {"priority": 1},
+    "POST /v1/webhook_endpoints/{webhook_endpoint_id}": {"name": "hook"},
+    "POST /v1/webhook_endpoints/{webhook_endpoint_id}/test": {"event_type": "batch.completed"},
+}
 SHARED = frozenset({"name"})  # models are everybody's
 
 

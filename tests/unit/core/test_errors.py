@@ -31,6 +31,8 @@ def test_only_what_may_pass_by_itself_is_worth_another_try() -> None:
         "Unavailable",
         "EngineLost",
         "Overloaded",
+        "RateLimited",
+        "ModelUnavailable",
         "Interrupted",
     }
 

@@ -17,5 +17,7 @@ def test_every_request_has_at_most_one_outcome() -> None:
 
 
 def test_what_a_user_owns_names_its_tenant() -> None:
-    owned = {"api_keys", "files", "idempotency_keys", "jobs", "tenant_limits", "webhook_endpoints"}
+    owned = {"api_keys", "artifacts", "files", "idempotency_keys", "jobs", "responses", "tenant_limits"}
+    owned |= {"webhook_endpoints"}
+    owned |= {"chunks", "tenant_shares"}  # of a job's tenant
     assert {name for name, table in Row.metadata.tables.items() if "tenant" in table.columns} == owned

@@ -1,0 +1,172 @@
+"""Whether there is room for one more: limits of keys and tenants, the bound of a model's queue, its circuit breaker.
+Blocking: call it in a thread, in the transaction that makes the job.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from api.access.rates import Rates, headers
+from api.access.visit import Visit
+from core.access import Identity
+from core.errors import ModelUnavailable, Overloaded, RateLimited
+from core.openai.completion import CompletionRequest
+from core.openai.request import InferenceRequest
+from db.access import load
+from db.connection import Database
+from db.tables import OutcomeRow
+from tasks.breaker.circuit import Breaker, Circuit
+
+FRESH_SECONDS = 0.25  # what was read about a model's queue and circuit is believed for so long
+UNSTATED_ANSWER_TOKENS = 256  # where a request names no `max_tokens`; corrected when the answer is known
+BYTES_PER_TOKEN = 4  # of a prompt whose tokens cannot be counted here
+MAX_RETRY_SECONDS = 600.0
+UNKNOWN_RETRY_SECONDS = 5.0
+JOB_RETRY_SECONDS = 10.0
+SUCCESS, SERVER_ERROR = 200, 500
+# Codes of outcomes that say something about the engine, and nothing about the request.
+ENGINE_FAILURES = ("model_failure", "model_not_loaded", "engine_crashed")
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was known of a model at `at`, and how many were admitted since."""
+
+    num_waiting: int
+    at: float
+
+
+class Admission:
+    """max_waiting: online requests of a model that wait at once.  `clock`: monotonic seconds."""
+
+    def __init__(
+        self,
+        database: Database,
+        rates: Rates,
+        breaker: Breaker,
+        *,
+        max_waiting: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._rates = rates
+        self._breaker = breaker
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._queues: dict[str, _Seen] = {}
+        self._closed_at: dict[str, float] = {}
+
+    def close(self) -> None:
+        self._rates.close()
+
+    def admit_online(self, session: Session, visit: Visit, model: str, num_tokens: int) -> None:
+        """`num_tokens`: prompt and answer at most. Raises RateLimited, Overloaded, ModelUnavailable."""
+        self._check_queue(session, model)
+        self._check_jobs(session, visit.identity)
+        self._take(visit, num_tokens)
+        self._ask_breaker(visit, model)
+        visit.model = model
+
+    def admit_job(self, visit: Visit) -> None:
+        """A batch or another job that nobody waits for. Raises RateLimited."""
+        if visit.identity.limits.concurrent_jobs or visit.identity.tenant_limits.concurrent_jobs:
+            with self._database.begin() as session:
+                self._check_jobs(session, visit.identity)
+        self._take(visit, 0)
+
+    def _take(self, visit: Visit, num_tokens: int) -> None:
+        try:
+            visit.taken = self._rates.take(visit.identity, num_tokens)
+        except RateLimited as error:
+            visit.headers.update(error.headers)
+            raise
+        visit.headers.update(headers(visit.taken, time.time()))
+
+    def _check_jobs(self, session: Session, identity: Identity) -> None:
+        of_key, of_tenant = identity.limits.concurrent_jobs, identity.tenant_limits.concurrent_jobs
+        if of_key is None and of_tenant is None:
+            return
+        running = load.unfinished(session, tenant=identity.tenant, key_id=identity.key_id)
+        for whose, num, most in (("this key", running.of_key, of_key), ("this tenant", running.of_tenant, of_tenant)):
+            if most is not None and num >= most:
+                raise RateLimited(
+                    f"expected fewer than {most:,} jobs and online requests of {whose} at once, there are {num:,}; "
+                    "wait for one to end",
+                    retry_after_seconds=JOB_RETRY_SECONDS,
+                )
+
+    def _check_queue(self, session: Session, model: str) -> None:
+        now = self._clock()
+        seen = self._queues.get(model)
+        if seen is None or now - seen.at >= FRESH_SECONDS:
+            seen = _Seen(load.num_waiting(session, model, bound=self._max_waiting), now)
+            self._queues[model] = seen
+        if seen.num_waiting >= self._max_waiting:
+            rate = load.answers_per_second(session, model)
+            raise Overloaded(
+                f"{seen.num_waiting:,} requests wait for {model} already"
+                + ("" if rate is None else f", which answers {rate:.1f} a second")
+                + "; try again later, or submit a batch",
+                retry_after_seconds=wait_seconds(seen.num_waiting, rate),
+            )
+        seen.num_waiting += 1
+
+    def _ask_breaker(self, visit: Visit, model: str) -> None:
+        if self._clock() - self._closed_at.get(model, float("-inf")) < FRESH_SECONDS:
+            return
+        state = self._breaker.ask(model)
+        if state.circuit is Circuit.OPEN:
+            self._rates.correct(visit.taken, 0)
+            raise ModelUnavailable(
+                f"{model} failed {state.num_failures} times in a row; it is tried again in a moment",
+                retry_after_seconds=max(1.0, state.retry_after_seconds),
+            )
+        visit.is_probe = state.circuit is Circuit.PROBE
+        visit.is_suspect = state.num_failures > 0
+        if not visit.is_suspect:
+            self._closed_at[model] = self._clock()
+
+    def finish(self, visit: Visit) -> None:
+        """When the answer was sent, whatever it was."""
+        model = visit.model
+        assert model is not None
+        outcomes = () if visit.job_id is None else self._read(visit.job_id)
+        if outcomes:
+            self._rates.correct(visit.taken, sum(one.prompt_tokens + one.completion_tokens for one in outcomes))
+        self._report(visit, model, outcomes)
+
+    def _read(self, job_id: int) -> Sequence[OutcomeRow]:
+        with self._database.begin() as session:
+            return load.outcomes(session, job_id)
+
+    def _report(self, visit: Visit, model: str, outcomes: Sequence[OutcomeRow]) -> None:
+        if any(map(is_engine_failure, outcomes)):
+            self._closed_at.pop(model, None)
+            self._breaker.failed(model)
+        elif visit.is_suspect and any(one.status_code == SUCCESS for one in outcomes):
+            self._breaker.succeeded(model)
+        elif visit.is_probe:
+            self._breaker.gave_up(model)
+
+
+def is_engine_failure(outcome: OutcomeRow) -> bool:
+    status = outcome.status_code
+    return status is not None and status >= SERVER_ERROR and any(f'"{c}"' in outcome.body for c in ENGINE_FAILURES)
+
+
+def wait_seconds(num_waiting: int, answers_per_second: float | None) -> float:
+    """Until those who wait are answered, at the rate of the last minute."""
+    if not answers_per_second:
+        return UNKNOWN_RETRY_SECONDS
+    return min(MAX_RETRY_SECONDS, max(1.0, num_waiting / answers_per_second))
+
+
+def estimated_tokens(num_prompt_tokens: int | None, num_body_bytes: int, request: InferenceRequest) -> int:
+    """Of prompt and answers, at most; `num_prompt_tokens` is None where this machine cannot count them."""
+    max_answer_tokens = 0
+    if isinstance(request, CompletionRequest):
+        max_answer_tokens = (request.sampling.max_tokens or UNSTATED_ANSWER_TOKENS) * request.num_answers
+    prompt = num_body_bytes // BYTES_PER_TOKEN if num_prompt_tokens is None else num_prompt_tokens
+    return prompt + max_answer_tokens

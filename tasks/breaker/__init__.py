@@ -1,0 +1,1 @@
+"""Models that keep failing are left alone for a while."""

@@ -1,0 +1,226 @@
+"""What the API lets in: limits, full queues, failing models and priorities, as a client sees them. Where an answer
+matters, the test writes it as a worker would."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+from starlette.testclient import TestClient
+
+from api.access.admission import wait_seconds
+from api.app import create_api
+from core.access import Limits
+from core.job import ServiceClass
+from core.openai.completion import CHAT_ENDPOINT
+from db import chunks, jobs
+from db.access import keys
+from db.chunks import Outcome
+from db.jobs import NewOnlineRequest
+from tasks.breaker.circuit import Breaker, Circuit
+from tests.integration.access.keys import bearer, make_key
+from tests.polling import until
+from tests.world import MODEL, World, batch_file, changed, success
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50}
+FAILURE = Outcome(0, 500, '{"error":{"code":"model_failure","message":"out of order"}}')
+
+
+@contextmanager
+def client_of(world: World, **settings: object) -> Iterator[TestClient]:
+    app = create_api(changed(world.services.settings, auth="required", **settings))
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        yield client
+
+
+@contextmanager
+def answering(world: World, outcome: Outcome) -> Iterator[None]:
+    """Every question gets this answer, as long as the block lasts."""
+    is_over = threading.Event()
+
+    def work() -> None:
+        while not is_over.wait(0.01):
+            answer_one(world, outcome)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        worker.join()
+
+
+def answer_one(world: World, outcome: Outcome) -> None:
+    with world.database.begin() as session:
+        lease = chunks.claim(
+            session, owner="worker", service_class=ServiceClass.ONLINE.value, models=[MODEL], lease_seconds=60.0
+        )
+    if lease is not None:
+        world.write(lease, [outcome])
+        world.services.relay.announce(lease.job_public_id)
+
+
+def batch_body(world: World, **values: object) -> dict[str, object]:
+    return {"input_file_id": world.upload(batch_file(range(2))), "endpoint": CHAT_ENDPOINT, **values}
+
+
+def test_a_limited_key_is_told_what_is_left_and_then_refused(world: World) -> None:
+    # Given
+    key = bearer(make_key(world, limits=Limits(requests_per_minute=2)))
+    with client_of(world) as client, answering(world, success(0)):
+        # When
+        first, second, third = (client.post(CHAT_ENDPOINT, json=CHAT, headers=key) for _ in range(3))
+        unlimited = client.post(CHAT_ENDPOINT, json=CHAT, headers=bearer(make_key(world)))
+    # Then
+    assert [one.status_code for one in (first, second, third, unlimited)] == [200, 200, 429, 200]
+    assert [one.headers["x-ratelimit-remaining-requests"] for one in (first, second, third)] == ["1", "0", "0"]
+    assert first.headers["x-ratelimit-limit-requests"] == "2"
+    assert third.json()["error"]["code"] == "rate_limit_exceeded"
+    assert third.json()["error"]["type"] == "rate_limit_error"
+    assert 0 < int(third.headers["retry-after"]) <= 60
+    assert "x-ratelimit-limit-requests" not in unlimited.headers
+
+
+def test_tokens_are_taken_by_an_estimate_and_corrected_by_the_answer(world: World) -> None:
+    # Given: answers of 3 tokens in, 2 out, to questions that ask for 50
+    key = bearer(make_key(world, limits=Limits(tokens_per_minute=100)))
+    with client_of(world) as client, answering(world, success(0)):
+        # When
+        first = client.post(CHAT_ENDPOINT, json=CHAT, headers=key)
+        second = client.post(CHAT_ENDPOINT, json=CHAT, headers=key)
+        greedy = client.post(CHAT_ENDPOINT, json={**CHAT, "max_tokens": 100}, headers=key)
+    # Then
+    assert [one.status_code for one in (first, second, greedy)] == [200, 200, 429]
+    left = [int(one.headers["x-ratelimit-remaining-tokens"]) for one in (first, second)]
+    assert left[0] < 50
+    assert left[0] - left[1] == 5
+
+
+def test_a_batch_is_a_request_too(world: World) -> None:
+    # Given
+    key = bearer(make_key(world, limits=Limits(requests_per_minute=1)))
+    with client_of(world) as client:
+        # When
+        statuses = [client.post("/v1/batches", json=batch_body(world), headers=key).status_code for _ in range(2)]
+    # Then
+    assert statuses == [200, 429]
+
+
+@pytest.mark.parametrize("of", ["key", "tenant"])
+def test_so_many_jobs_at_once_and_no_more(world: World, of: str) -> None:
+    # Given
+    one_job = Limits(concurrent_jobs=1)
+    key = bearer(make_key(world, limits=one_job if of == "key" else Limits()))
+    if of == "tenant":
+        with world.database.begin() as session:
+            keys.set_tenant_limits(session, "default", one_job)
+    with client_of(world, online_timeout_seconds=0.1) as client:
+        # When
+        made = client.post("/v1/batches", json=batch_body(world), headers=key)
+        batch = client.post("/v1/batches", json=batch_body(world), headers=key)
+        question = client.post(CHAT_ENDPOINT, json=CHAT, headers=key)
+        # Then
+        assert [one.status_code for one in (made, batch, question)] == [200, 429, 429]
+        assert "at once" in question.json()["error"]["message"]
+        # When: it has ended
+        with world.database.begin() as session:
+            session.execute(text("UPDATE jobs SET state = 'failed'"))
+        # Then
+        assert client.post("/v1/batches", json=batch_body(world), headers=key).status_code == 200
+
+
+def test_a_full_queue_refuses_with_the_time_it_takes(world: World) -> None:
+    # Given
+    request = NewOnlineRequest(endpoint=CHAT_ENDPOINT, model=MODEL, body="{}", expires_after=timedelta(minutes=5))
+    with world.database.begin() as session:
+        for _ in range(3):
+            jobs.create_online(session, request)
+    with client_of(world, max_waiting_requests=3) as client:
+        # When
+        refused = client.post(CHAT_ENDPOINT, json=CHAT, headers=bearer(make_key(world)))
+    # Then
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "overloaded"
+    assert "3 requests wait for" in refused.json()["error"]["message"]
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_the_time_it_takes_comes_from_the_rate_of_the_last_minute() -> None:
+    assert wait_seconds(100, 10.0) == 10.0
+    assert wait_seconds(1, 10.0) == 1.0
+    assert wait_seconds(100_000, 1.0) == 600.0
+    assert wait_seconds(100, None) > 0
+
+
+def test_a_model_that_keeps_failing_is_left_alone_until_a_probe_succeeds(world: World) -> None:
+    # Given
+    key = bearer(make_key(world))
+    breaker = Breaker.of(world.services.settings, world.services.redis)
+    with client_of(world, breaker_failures=2, breaker_open_seconds=0.2) as client:
+        # When
+        with answering(world, FAILURE):
+            failed = [client.post(CHAT_ENDPOINT, json=CHAT, headers=key).status_code for _ in range(2)]
+        refused = client.post(CHAT_ENDPOINT, json=CHAT, headers=key)
+        # Then
+        assert failed == [500, 500]
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "model_unavailable"
+        assert int(refused.headers["retry-after"]) >= 1
+        # When: it works again
+        with answering(world, success(0)):
+            until(lambda: client.post(CHAT_ENDPOINT, json=CHAT, headers=key).status_code == 200)
+        # Then
+        state = breaker.ask(MODEL)
+        assert (state.circuit, state.num_failures) == (Circuit.CLOSED, 0)
+
+
+def test_a_wrong_request_says_nothing_about_the_model(world: World) -> None:
+    # Given
+    wrong = Outcome(0, 400, '{"error":{"code":"context_length_exceeded","message":"too long"}}')
+    with client_of(world, breaker_failures=1) as client, answering(world, wrong):
+        # When
+        client.post(CHAT_ENDPOINT, json=CHAT, headers=bearer(make_key(world)))
+    # Then
+    assert Breaker.of(world.services.settings, world.services.redis).ask(MODEL).num_failures == 0
+
+
+def test_a_key_bounds_the_priority_of_its_batches(world: World) -> None:
+    # Given
+    key = bearer(make_key(world, max_priority=3))
+    with client_of(world) as client:
+        # When
+        high = client.post("/v1/batches", json=batch_body(world, priority=4), headers=key)
+        allowed = client.post("/v1/batches", json=batch_body(world, priority=2), headers=key)
+        usual = client.post("/v1/batches", json=batch_body(world), headers=key)
+    # Then
+    assert [world.job(one.json()["id"]).priority for one in (high, allowed, usual)] == [3, 2, 3]
+
+
+def test_a_key_bounds_the_priority_of_its_jobs_also_afterwards(world: World) -> None:
+    # Given
+    key = bearer(make_key(world, max_priority=3))
+    job = {"kind": "inference", "model": MODEL, "prompts": ["one"]}
+    with client_of(world) as client:
+        # When
+        high = client.post("/api/v1/jobs", json={**job, "priority": 4}, headers=key)
+        usual = client.post("/api/v1/jobs", json=job, headers=key)
+        raised = client.patch(f"/api/v1/jobs/{usual.json()['id']}", json={"priority": 9}, headers=key)
+    # Then
+    assert [one.json()["priority"] for one in (high, usual, raised)] == [3, 3, 3]
+
+
+def test_a_job_remembers_its_key(world: World) -> None:
+    # Given
+    key = make_key(world)
+    with client_of(world) as client:
+        # When
+        batch = client.post("/v1/batches", json=batch_body(world), headers=bearer(key))
+        body = {"kind": "inference", "model": MODEL, "prompts": ["one"]}
+        job = client.post("/api/v1/jobs", json=body, headers=bearer(key))
+    # Then
+    with world.database.begin() as session:
+        (row,) = keys.list_keys(session)
+    assert [world.job(one.json()["id"]).key_id for one in (batch, job)] == [row.id, row.id]
