@@ -1,7 +1,6 @@
-"""The page at `/`: which models are served, how the newest batches do, and how to submit one."""
+"""The page at `/`, for whoever watches over the night: what waits and runs, the devices and what their engines say, the
+newest jobs with their progress and what went wrong, and how to submit one."""
 
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -10,53 +9,44 @@ from starlette.templating import Jinja2Templates
 
 from api.access.scopes import READ
 from api.context import Ctx, Tenant
+from api.native.objects import Job, has_ended, job_object
 from db import jobs, models
-from db.jobs import Progress
-from db.tables import JobRow
+from db.native import heavy, listing, nodes, queues
+from db.native.listing import JobFilter
 
 router = APIRouter(include_in_schema=False)
 
-NUM_BATCHES = 20
+NUM_JOBS = 20
+SILENT_SECONDS = 60.0  # twice what a worker lets pass between two signs of life
 _templates = Jinja2Templates(Path(__file__).resolve().parent / "templates")
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLine:
-    id: str
-    state: str
-    model: str | None
-    num_requests: int
-    num_completed: int
-    num_failed: int
-    completion_tokens: int
-    created_at: datetime
 
 
 @router.get("/", response_class=HTMLResponse, dependencies=[READ])
 def home(context: Ctx, tenant: Tenant, request: Request) -> HTMLResponse:
     with context.database.begin() as session:
-        served = models.list_served(session)
-        newest = jobs.list_batches(session, tenant=tenant, after=None, limit=NUM_BATCHES)
-        progress = jobs.progress(session, [job.id for job in newest])
-    values = {
+        newest = listing.list_jobs(session, JobFilter(limit=NUM_JOBS), tenant=tenant)
+        counts = jobs.progress(session, [job.id for job in newest if not has_ended(job)])
+        said = heavy.progress(session, [job.id for job in newest])
+        values: dict[str, object] = {
+            "models": models.list_served(session),
+            "queues": queues.figures(session),
+            "devices": nodes.list_devices(session),
+        }
+    shown = [job_object(job, counts.get(job.id), said=said.get(job.id)) for job in newest]
+    values |= {
         "version": request.app.version,
         "base_url": str(request.base_url),
         "flower_url": f"http://{request.url.hostname}:{context.settings.flower_port}",
-        "models": served,
-        "batches": [_line(job, progress.get(job.id)) for job in newest],
+        "jobs": shown,
+        "problems": {job.id: problem for job in shown if (problem := problem_of(job))},
+        "silent_seconds": SILENT_SECONDS,
     }
     return _templates.TemplateResponse(request, "home.html", values)
 
 
-def _line(job: JobRow, progress: Progress | None) -> BatchLine:
-    counts = progress or job
-    return BatchLine(
-        job.public_id,
-        job.state,
-        job.model,
-        job.num_requests,
-        counts.num_completed,
-        counts.num_failed,
-        counts.completion_tokens,
-        job.created_at,
-    )
+def problem_of(job: Job) -> str:
+    """What went wrong with a job, in a line; empty where nothing did."""
+    errors = (job.errors or {}).get("data") or []
+    if errors:
+        return str(errors[0]["message"])
+    return f"{job.num_failed:,} of {job.num_requests:,} rows failed" if job.num_failed else ""

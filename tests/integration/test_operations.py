@@ -12,8 +12,9 @@ from api.app import create_api
 from core.protocol import DeviceReading, EngineStats, Hello, ModelStatus
 from db.native import nodes
 from tasks.upkeep import finalizing
+from tasks.upkeep.intake import validate
 from tests.polling import until
-from tests.world import MODEL, World, changed, success
+from tests.world import MODEL, World, changed, failure, success
 from workers.telemetry import Telemetry
 
 Event = tuple[str, str, dict[str, object]]
@@ -167,3 +168,20 @@ def test_metrics_count_requests_and_show_queues_jobs_and_engines(client: TestCli
 def test_metrics_are_off_unless_a_setting_says_otherwise(world: World) -> None:
     with TestClient(create_api(world.services.settings), base_url="http://127.0.0.1") as client:
         assert client.get("/metrics").status_code == 404
+
+
+def test_the_page_shows_what_whoever_watches_must_know(client: TestClient, world: World) -> None:
+    # Given a queue that is held, an engine that is away, a job that failed and one with failed rows
+    job = submit(client)
+    lease = world.claim()
+    assert lease is not None
+    world.write(lease, [success(0), failure(1)])
+    refused = world.submit(b"no json")
+    validate(world.services, refused.public_id)
+    client.post("/api/v1/queues/pause", json={"queue": "batch"})
+    # When
+    page = client.get("/").text
+    # Then
+    for shown in (job, refused.public_id, "1 of 3 rows failed", "paused", "engine away", "expected one JSON object"):
+        assert shown in page
+    assert "<script" not in page
