@@ -59,7 +59,7 @@ WITH inserted AS (
 ), noted AS (
     INSERT INTO usage_entries (tenant, key_id, model, num_requests, num_failed, prompt_tokens, cached_tokens,
         completion_tokens, device_seconds)
-    SELECT jobs.tenant, 0, jobs.model, seen.* FROM seen, jobs
+    SELECT jobs.tenant, coalesce(jobs.key_id, 0), jobs.model, seen.* FROM seen, jobs
     WHERE jobs.id = :job_id AND jobs.kind = 'inference' AND jobs.model IS NOT NULL AND seen.num_requests > 0
 )
 SELECT num_requests FROM seen
