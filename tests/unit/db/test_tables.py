@@ -19,5 +19,5 @@ def test_every_request_has_at_most_one_outcome() -> None:
 def test_what_a_user_owns_names_its_tenant() -> None:
     owned = {"api_keys", "artifacts", "files", "idempotency_keys", "jobs", "responses", "tenant_limits"}
     owned |= {"webhook_endpoints"}
-    owned |= {"chunks", "tenant_shares"}  # of a job's tenant
+    owned |= {"chunks", "tenant_shares", "usage_days", "usage_entries"}  # of a job's tenant
     assert {name for name, table in Row.metadata.tables.items() if "tenant" in table.columns} == owned
