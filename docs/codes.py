@@ -75,6 +75,7 @@ CODES = (
         HTTP,
         "In the last event of a stream: the engine stopped in the middle of the answer; another run would differ.",
     ),
+    ("unknown_parameter", f"{HTTP}, {REFUSED}", "The body has a field that the endpoint does not know."),
     ("too_many_requests", REFUSED, "The file has more requests than one batch may have."),
     ("unavailable", HTTP, "PostgreSQL, Redis or an engine is away; try again after `Retry-After` seconds."),
     ("unknown_url", HTTP, "There is no such route."),

@@ -8,7 +8,7 @@ name; fields that change nothing about the answer (`user`, `metadata`, `store`, 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -50,8 +50,9 @@ class StreamOptions(msgspec.Struct, frozen=True):
     resume_seconds: Annotated[float, Meta(ge=0, le=MAX_RESUME_SECONDS)] | None = None
 
 
-class _Body(msgspec.Struct):
-    """Fields of both endpoints. The unsupported ones are listed so that they can be refused by name."""
+class _Body(msgspec.Struct, forbid_unknown_fields=True):
+    """Fields of both endpoints. The unsupported ones are listed so that they can be refused by name, and those that
+    change nothing about the answer so that they are known: what is unknown is refused, as OpenAI does."""
 
     model: Annotated[str, Meta(min_length=1)]
     max_tokens: Positive | None = None
@@ -85,6 +86,19 @@ class _Body(msgspec.Struct):
     guided_choice: Any = None
     guided_grammar: Any = None
     use_beam_search: Any = None
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    prompt_cache_options: Any = None
+    request_id: Any = None
+    cache_salt: Any = None
+    skip_special_tokens: Literal[True] | None = None
+    spaces_between_special_tokens: Any = None
+    add_special_tokens: Any = None
 
 
 class _ChatBody(_Body, kw_only=True):
@@ -98,6 +112,13 @@ class _ChatBody(_Body, kw_only=True):
     functions: list[Any] | None = None
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
+    function_call: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    prediction: Any = None
+    moderation: Any = None
+    web_search_options: Any = None
+    add_generation_prompt: Literal[True] | None = None
 
 
 class _TextBody(_Body, kw_only=True):
@@ -116,6 +137,8 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "functions": (None, []),
         "modalities": (None, ["text"]),
         "audio": (None,),
+        "function_call": (None, "none", "auto"),
+        "web_search_options": (None,),
         "echo": (None, False),
         "suffix": (None, ""),
         "prompt_logprobs": (None,),

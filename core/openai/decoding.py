@@ -16,14 +16,14 @@ def decode(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at ")
         field = _field(reason, path)
-        raise InvalidRequest(f"{field}: {reason}", param=field, code="invalid_type") from error
+        code = "unknown_parameter" if "unknown field" in reason else "invalid_type"
+        raise InvalidRequest(f"{field}: {reason}", param=field, code=code) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"body: expected a JSON object: {error}", param="body", code="invalid_json") from error
 
 
 def _field(reason: str, path: str) -> str:
-    """`$.temperature` -> `temperature`; a missing field stands in the reason."""
-    if path:
-        return path.strip("`$.").strip("`") or "body"
-    _, _, quoted = reason.partition("required field `")
-    return quoted.rstrip("`") or "body"
+    """`$.temperature` -> `temperature`; a missing or unknown field stands in the reason."""
+    _, _, quoted = reason.partition(" field `")
+    named = [part for part in (path.strip("`$.").strip("`"), quoted.rstrip("`")) if part]
+    return ".".join(named) or "body"

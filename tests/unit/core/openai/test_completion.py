@@ -2,6 +2,8 @@ import json
 from typing import Any
 
 import pytest
+from openai.types import completion_create_params as text_create_params
+from openai.types.chat import completion_create_params
 
 from core.errors import InvalidRequest, Unsupported
 from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT, parse_body
@@ -107,7 +109,7 @@ class TestChat:
         assert parse_body(CHAT_ENDPOINT, chat(stop="end")).sampling.stop == ("end",)
 
     def test_fields_that_change_nothing_about_the_answer_are_accepted(self) -> None:
-        parse_body(CHAT_ENDPOINT, chat(user="u", metadata={"a": "b"}, store=False, service_tier="auto", anything=1))
+        parse_body(CHAT_ENDPOINT, chat(user="u", metadata={"a": "b"}, store=False, service_tier="auto"))
 
     @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool"])
     def test_every_role_of_openai_is_known(self, role: str) -> None:
@@ -227,6 +229,20 @@ class TestRefusals:
         assert isinstance(error, Unsupported)
         assert (error.code, error.param) == ("unsupported_parameter", field)
         assert field in error.message
+
+    @pytest.mark.parametrize("endpoint", [CHAT_ENDPOINT, TEXT_ENDPOINT])
+    def test_an_unknown_field_is_refused_by_name(self, endpoint: str) -> None:
+        body = chat(temprature=1) if endpoint == CHAT_ENDPOINT else text(temprature=1)
+        error = refused(endpoint, body)
+        assert (error.code, error.param) == ("unknown_parameter", "temprature")
+
+    def test_every_field_of_openai_is_known_and_those_that_change_nothing_are_accepted(self) -> None:
+        chat_fields = completion_create_params.CompletionCreateParamsBase.__annotations__
+        text_fields = text_create_params.CompletionCreateParamsBase.__annotations__
+        for endpoint, fields in ((CHAT_ENDPOINT, chat_fields), (TEXT_ENDPOINT, text_fields)):
+            own = json.loads(chat() if endpoint == CHAT_ENDPOINT else text())
+            parse_body(endpoint, json.dumps({**dict.fromkeys(fields), **own}).encode())
+        parse_body(CHAT_ENDPOINT, chat(user="me", metadata={"a": "b"}, store=True, reasoning_effort="low"))
 
     @pytest.mark.parametrize(("field", "value"), [("echo", True), ("suffix", "x"), ("best_of", 3)])
     def test_the_older_endpoint_has_refusals_of_its_own(self, field: str, value: object) -> None:
