@@ -53,6 +53,11 @@ class NewOnlineRequest:
     tenant: str = DEFAULT_TENANT
     key_id: int | None = None
     priority: int = DEFAULT_PRIORITY
+    more_bodies: tuple[str, ...] = ()
+
+    @property
+    def bodies(self) -> tuple[str, ...]:
+        return (self.body, *self.more_bodies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ def create_batch(session: Session, batch: NewBatch) -> JobRow:
 
 
 def create_online(session: Session, request: NewOnlineRequest) -> JobRow:
-    """A job of one request and one chunk, ready to run."""
+    """A job of one chunk, ready to run, and as a rule of one request."""
     job = JobRow(
         public_id=new_public_id("req"),
         tenant=request.tenant,
@@ -105,24 +110,27 @@ def create_online(session: Session, request: NewOnlineRequest) -> JobRow:
         endpoint=request.endpoint,
         model=request.model,
         priority=request.priority,
-        num_requests=1,
+        num_requests=len(request.bodies),
         in_progress_at=func.now(),
         expires_at=func.now() + request.expires_after,
     )
     session.add(job)
     session.flush()
-    session.add(RequestRow(job_id=job.id, index=0, custom_id=job.public_id, body=request.body))
-    session.add(_chunk_of_one(job.id, request))
+    session.add_all(
+        RequestRow(job_id=job.id, index=index, custom_id=job.public_id, body=body)
+        for index, body in enumerate(request.bodies)
+    )
+    session.add(_only_chunk(job.id, request))
     session.flush()
     return job
 
 
-def _chunk_of_one(job_id: int, request: NewOnlineRequest) -> ChunkRow:
+def _only_chunk(job_id: int, request: NewOnlineRequest) -> ChunkRow:
     return ChunkRow(
         job_id=job_id,
         index=0,
         first_request=0,
-        num_requests=1,
+        num_requests=len(request.bodies),
         model=request.model,
         service_class=ServiceClass.ONLINE.value,
         tenant=request.tenant,

@@ -27,7 +27,7 @@ from api.streaming.response import AnswerStream, Ending, failed_response, too_la
 from core.errors import InvalidRequest, NotFound
 from core.job import DEFAULT_PRIORITY, TERMINAL_JOB_STATES, JobState
 from core.openai.chunks import Heading, whole_body
-from core.openai.completion import CompletionRequest, StreamOptions
+from core.openai.completion import CompletionRequest, StreamOptions, split_prompts
 from core.openai.progress import new_progress, parse_progress
 from core.openai.request import InferenceRequest, check_kind, parse_request
 from db import idempotency, jobs, models, online, results
@@ -122,18 +122,20 @@ async def wait(context: Context, job: JobRow) -> Ended:
 
 def _submit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Key | None) -> Submitted:
     who = visit.identity
-    parsed = parse_request(endpoint, body)
-    num_prompt_tokens = None
-    if isinstance(parsed, CompletionRequest):
-        num_prompt_tokens = count_prompt_tokens(context, parsed.model, parsed)
+    bodies = split_prompts(endpoint, body)
+    requests = [parse_request(endpoint, one) for one in bodies]
+    parsed, *_ = requests
+    num_prompt_tokens = _count(context, requests)
+    first, *more = [one.decode() for one in bodies]
     wanted = NewOnlineRequest(
         endpoint=endpoint,
         model=parsed.model,
-        body=body.decode(),
+        body=first,
         expires_after=lifetime(context),
         tenant=who.tenant,
         key_id=who.key_id,
         priority=min(DEFAULT_PRIORITY, who.max_priority),
+        more_bodies=tuple(more),
     )
     with context.database.begin() as session:
         earlier = _earlier(session, who.tenant, once)
@@ -146,6 +148,16 @@ def _submit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Ke
         idempotency.remember(session, once, job.public_id)
         visit.job_id = job.id
         return Submitted(job, parsed)
+
+
+def _count(context: Context, requests: list[InferenceRequest]) -> int | None:
+    """Prompt tokens of all of them; None where that is not known of one."""
+    counts = [
+        count_prompt_tokens(context, request.model, request) if isinstance(request, CompletionRequest) else None
+        for request in requests
+    ]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def check_model(session: Session, endpoint: str, name: str) -> None:

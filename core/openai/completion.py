@@ -254,6 +254,34 @@ def _streaming(body: _Body) -> StreamOptions | None:
     return None
 
 
+class _Prompts(msgspec.Struct):
+    prompt: Any = None
+    n: Any = None
+
+
+_prompts_decoder = msgspec.json.Decoder(_Prompts)
+
+
+def split_prompts(endpoint: str, body: bytes) -> list[bytes]:
+    """A body for each prompt of one that has several; `parse_body` finds out what is wrong with them. Raises
+    InvalidRequest where there would be too many answers."""
+    if endpoint != TEXT_ENDPOINT:
+        return [body]
+    asked = decode(_prompts_decoder, body)
+    prompts = asked.prompt if isinstance(asked.prompt, list) else []
+    are_texts = len(prompts) > 1 and all(isinstance(prompt, str) for prompt in prompts)
+    if not are_texts and not (prompts and all(isinstance(prompt, list) for prompt in prompts)):
+        return [body]
+    num_answers = len(prompts) * (asked.n if isinstance(asked.n, int) else 1)
+    if num_answers > MAX_ANSWERS:
+        raise InvalidRequest(
+            f"prompt: expected at most {MAX_ANSWERS} answers in one request, got {num_answers}; submit a batch",
+            param="prompt",
+        )
+    fields = msgspec.json.decode(body)
+    return [msgspec.json.encode({**fields, "prompt": prompt}) for prompt in prompts]
+
+
 def _text_request(body: _TextBody) -> CompletionRequest:
     num_answers = body.n or 1
     num_logprobs = None if body.logprobs is None or body.logprobs is False else int(body.logprobs)
@@ -267,7 +295,7 @@ def _text_request(body: _TextBody) -> CompletionRequest:
     if token_ids and len(token_ids) == len(prompt):
         return CompletionRequest(body.model, sampling, token_ids=token_ids, num_answers=num_answers)
     raise Unsupported(
-        "expected one prompt (a text or a list of token ids); send one request per prompt", param="prompt"
+        "expected one prompt (a text or a list of token ids); in a batch, give each prompt a row", param="prompt"
     )
 
 

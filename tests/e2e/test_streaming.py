@@ -115,6 +115,22 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_count_before_anything_is_
     assert refused.value.code == "context_length_exceeded"
 
 
+def test_several_prompts_are_answered_as_choices_in_a_row(millrace: Millrace) -> None:
+    # Given
+    wanted = {"model": TINY, "max_tokens": 6, "temperature": 0, "n": 2, "extra_body": {"ignore_eos": True}}
+    prompts = ["feeds the wheel", "turns the stone"]
+    # When
+    alone = [millrace.client.completions.create(prompt=prompt, **wanted) for prompt in prompts]  # type: ignore[call-overload]
+    together = millrace.client.completions.create(prompt=prompts, **wanted)  # type: ignore[call-overload]
+    chunks = list(millrace.client.completions.create(prompt=prompts, stream=True, **wanted))  # type: ignore[call-overload]
+    # Then
+    texts = [choice.text for answer in alone for choice in answer.choices]
+    assert [(choice.index, choice.text) for choice in together.choices] == list(enumerate(texts))
+    assert together.usage.completion_tokens == 24
+    parts = [choice for chunk in chunks for choice in chunk.choices]
+    assert ["".join(part.text for part in parts if part.index == index) for index in range(4)] == texts
+
+
 def test_a_tool_call_that_has_to_come_comes_whole_and_in_pieces(millrace: Millrace) -> None:
     # Given
     parameters = {

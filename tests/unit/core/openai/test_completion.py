@@ -6,7 +6,7 @@ from openai.types import completion_create_params as text_create_params
 from openai.types.chat import completion_create_params
 
 from core.errors import InvalidRequest, Unsupported
-from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT, parse_body
+from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT, parse_body, split_prompts
 from core.protocol import Sampling
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -145,6 +145,27 @@ class TestText:
 
     def test_a_list_of_numbers_is_tokens(self) -> None:
         assert parse_body(TEXT_ENDPOINT, text(prompt=[1, 2, 3])).token_ids == [1, 2, 3]
+
+    @pytest.mark.parametrize(
+        ("prompt", "prompts"),
+        [
+            ("a", ["a"]),
+            (["a", "b"], ["a", "b"]),
+            ([[1, 2], [3]], [[1, 2], [3]]),
+            ([[1, 2]], [[1, 2]]),
+            ([1, 2], [[1, 2]]),
+            (["a"], [["a"]]),
+            ([1, "a"], [[1, "a"]]),
+        ],
+    )
+    def test_several_prompts_are_as_many_requests(self, prompt: Any, prompts: list[Any]) -> None:
+        bodies = [json.loads(body) for body in split_prompts(TEXT_ENDPOINT, text(prompt=prompt, seed=3))]
+        assert [body["prompt"] for body in bodies] == prompts
+        assert {body["seed"] for body in bodies} == {3}
+
+    def test_more_answers_than_one_request_may_have_are_refused(self) -> None:
+        with pytest.raises(InvalidRequest, match="at most 128 answers"):
+            split_prompts(TEXT_ENDPOINT, text(prompt=["a"] * 65, n=2))
 
     @pytest.mark.parametrize("prompt", [[], ["a", "b"], [1, "a"]])
     def test_anything_but_one_prompt_is_refused(self, prompt: list[Any]) -> None:
