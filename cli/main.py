@@ -12,6 +12,7 @@ import typer
 from core.access import Limits, Scope
 from core.errors import MillraceError
 from core.job import DEFAULT_TENANT, MAX_PRIORITY, MIN_PRIORITY
+from core.webhooks.events import EventType
 
 if TYPE_CHECKING:
     from cli.client import Server
@@ -43,6 +44,9 @@ app.add_typer(batches)
 
 keys = typer.Typer(name="keys", help="Say who may use the API.", no_args_is_help=True)
 app.add_typer(keys)
+
+webhooks = typer.Typer(name="webhooks", help="Say who is called when a batch has ended.", no_args_is_help=True)
+app.add_typer(webhooks)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Tenant = Annotated[str, typer.Option(help="Whose work it is: keys of one tenant see each other's.")]
@@ -320,6 +324,59 @@ def resume(model: QueueModel = None, queue: QueueName = None, url: Url = None) -
     from cli.operations import resume as resume_queues
 
     resume_queues(_server(url), model, queue)
+
+
+@webhooks.command("create")
+def create_webhook(
+    receiver: Annotated[str, typer.Argument(help="Where to call: https://…", metavar="RECEIVER")],
+    event: Annotated[list[EventType], typer.Option(help="What to tell of; may be repeated.")],
+    name: Annotated[str, typer.Option(help="What people call it.")] = "millrace",
+    url: Url = None,
+) -> None:
+    """Have a receiver called; prints the secret that signs the messages."""
+    from cli.webhooks import create
+
+    create(_server(url), receiver, name, event)
+
+
+@webhooks.command("ls")
+def list_webhooks(url: Url = None) -> None:
+    """List the receivers, newest first."""
+    from cli.webhooks import list_endpoints
+
+    list_endpoints(_server(url))
+
+
+@webhooks.command("rm")
+def remove_webhook(endpoint_id: str, url: Url = None) -> None:
+    """Call a receiver no more."""
+    from cli.webhooks import remove
+
+    remove(_server(url), endpoint_id)
+
+
+@webhooks.command("test")
+def try_webhook(
+    endpoint_id: str,
+    event: Annotated[EventType, typer.Option(help="Which event to make up.")] = EventType.BATCH_COMPLETED,
+    url: Url = None,
+) -> None:
+    """Send a receiver a sample."""
+    from cli.webhooks import try_out
+
+    try_out(_server(url), endpoint_id, event)
+
+
+@webhooks.command("deliveries")
+def list_webhook_deliveries(
+    endpoint_id: str,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20,
+    url: Url = None,
+) -> None:
+    """Show what arrived, what is tried again, and what was given up and why."""
+    from cli.webhooks import list_deliveries
+
+    list_deliveries(_server(url), endpoint_id, limit)
 
 
 def _server(url: str | None) -> "Server":

@@ -1,0 +1,71 @@
+"""The webhook commands: create, list, remove and try endpoints, and see what became of the messages to one."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cli.client import Server, call, connect
+from core.webhooks.events import EventType
+
+COLUMNS = ("id", "name", "url", "events")
+DELIVERY_COLUMNS = ("id", "event", "state", "attempts", "status", "error", "next try")
+PATH = "/v1/webhook_endpoints"
+
+
+def create(server: Server, url: str, name: str, events: Sequence[EventType]) -> None:
+    """Prints the signing secret, which is shown this once."""
+    body: dict[str, object] = {"url": url, "name": name, "event_types": [event.value for event in events]}
+    made = call(server, "POST", PATH, body)
+    print(f"{made['id']} will hear of {', '.join(made['event_types'])}")
+    print(f"signing secret, shown once: {made['signing_secret']}")
+
+
+def list_endpoints(server: Server) -> None:
+    """Newest first."""
+    table = _table(COLUMNS)
+    with connect(server.url, server.key) as client:
+        for endpoint in client.webhooks.list(limit=100):
+            table.add_row(endpoint.id, endpoint.name, endpoint.url, ", ".join(endpoint.event_types))
+    Console().print(table)
+
+
+def remove(server: Server, endpoint_id: str) -> None:
+    with connect(server.url, server.key) as client:
+        client.webhooks.delete(endpoint_id)
+    print(f"{endpoint_id} is removed; what was on its way to it is given up")
+
+
+def try_out(server: Server, endpoint_id: str, event: EventType) -> None:
+    result = call(server, "POST", f"{PATH}/{endpoint_id}/test", {"event_type": event.value})
+    print(f"the receiver answered {result['status_code']}")
+
+
+def list_deliveries(server: Server, endpoint_id: str, limit: int) -> None:
+    """Newest first."""
+    table = _table(DELIVERY_COLUMNS)
+    for delivery in call(server, "GET", f"{PATH}/{endpoint_id}/deliveries?limit={limit}")["data"]:
+        table.add_row(*_delivery_row(delivery))
+    Console().print(table)
+
+
+def _delivery_row(delivery: dict[str, Any]) -> list[str]:
+    next_at = delivery["next_at"]
+    return [
+        delivery["id"],
+        delivery["event_type"],
+        delivery["state"],
+        str(delivery["num_attempts"]),
+        str(delivery["last_status"] or "-"),
+        delivery["last_error"] or "-",
+        datetime.fromtimestamp(next_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ") if next_at else "-",
+    ]
+
+
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
