@@ -368,15 +368,11 @@ def try_webhook(
 
 
 @webhooks.command("deliveries")
-def list_webhook_deliveries(
-    endpoint_id: str,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20,
-    url: Url = None,
-) -> None:
+def list_webhook_deliveries(endpoint_id: str, url: Url = None) -> None:
     """Show what arrived, what is tried again, and what was given up and why."""
     from cli.webhooks import list_deliveries
 
-    list_deliveries(_server(url), endpoint_id, limit)
+    list_deliveries(_server(url), endpoint_id)
 
 
 def _server(url: str | None) -> "Server":

@@ -43,10 +43,10 @@ def try_out(server: Server, endpoint_id: str, event: EventType) -> None:
     print(f"the receiver answered {result['status_code']}")
 
 
-def list_deliveries(server: Server, endpoint_id: str, limit: int) -> None:
+def list_deliveries(server: Server, endpoint_id: str) -> None:
     """Newest first."""
     table = _table(DELIVERY_COLUMNS)
-    for delivery in call(server, "GET", f"{PATH}/{endpoint_id}/deliveries?limit={limit}")["data"]:
+    for delivery in call(server, "GET", f"{PATH}/{endpoint_id}/deliveries")["data"]:
         table.add_row(*_delivery_row(delivery))
     Console().print(table)
 

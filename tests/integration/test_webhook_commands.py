@@ -17,7 +17,7 @@ def test_an_endpoint_is_created_listed_and_removed(world: World, capsys: pytest.
         endpoint_id = created.split()[0]
         webhooks.list_endpoints(Server(url))
         listed = capsys.readouterr().out
-        webhooks.list_deliveries(Server(url), endpoint_id, 20)
+        webhooks.list_deliveries(Server(url), endpoint_id)
         webhooks.remove(Server(url), endpoint_id)
         capsys.readouterr()
         webhooks.list_endpoints(Server(url))
