@@ -334,7 +334,7 @@ def create_webhook(
     url: Url = None,
 ) -> None:
     """Have a receiver called; prints the secret that signs the messages."""
-    from cli.webhooks import create
+    from cli.webhooks.endpoints import create
 
     create(_server(url), receiver, name, event)
 
@@ -342,7 +342,7 @@ def create_webhook(
 @webhooks.command("ls")
 def list_webhooks(url: Url = None) -> None:
     """List the receivers, newest first."""
-    from cli.webhooks import list_endpoints
+    from cli.webhooks.endpoints import list_endpoints
 
     list_endpoints(_server(url))
 
@@ -350,7 +350,7 @@ def list_webhooks(url: Url = None) -> None:
 @webhooks.command("rm")
 def remove_webhook(endpoint_id: str, url: Url = None) -> None:
     """Call a receiver no more."""
-    from cli.webhooks import remove
+    from cli.webhooks.endpoints import remove
 
     remove(_server(url), endpoint_id)
 
@@ -362,7 +362,7 @@ def try_webhook(
     url: Url = None,
 ) -> None:
     """Send a receiver a sample."""
-    from cli.webhooks import try_out
+    from cli.webhooks.endpoints import try_out
 
     try_out(_server(url), endpoint_id, event)
 
@@ -370,7 +370,7 @@ def try_webhook(
 @webhooks.command("deliveries")
 def list_webhook_deliveries(endpoint_id: str, url: Url = None) -> None:
     """Show what arrived, what is tried again, and what was given up and why."""
-    from cli.webhooks import list_deliveries
+    from cli.webhooks.endpoints import list_deliveries
 
     list_deliveries(_server(url), endpoint_id)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cli import webhooks
 from cli.client import RequestFailed, Server
+from cli.webhooks import endpoints as webhooks
 from core.webhooks.events import EventType
 from tests.serving import serving
 from tests.world import World
