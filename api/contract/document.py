@@ -88,7 +88,7 @@ def _complete_operation(method: str, path: str, operation: Schema) -> None:
     responses = operation["responses"]
     responses.pop("422", None)  # of FastAPI's, which nothing here answers with
     for status in sorted(set(_statuses(method, path, operation))):
-        responses.setdefault(str(status), _error(status))
+        responses.setdefault(str(status), error_answer(status))
 
 
 def _statuses(method: str, path: str, operation: Schema) -> Iterator[int]:
@@ -106,7 +106,7 @@ def _statuses(method: str, path: str, operation: Schema) -> Iterator[int]:
         yield from (499, 504)
 
 
-def _error(status: int) -> Schema:
+def error_answer(status: int) -> Schema:
     reason = "Client Closed Request" if status == 499 else HTTPStatus(status).phrase
     response: Schema = {
         "description": f"{reason}. {_MEANINGS[status]}",

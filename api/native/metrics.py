@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from api.access.scopes import READ
 from api.context import Ctx
+from api.contract.document import error_answer
 from api.native.request_meter import Meters
 from core.errors import NotFound
 from db.native import nodes, queues
@@ -44,7 +45,10 @@ ENGINE_COUNTERS: Mapping[str, str] = {
     "/metrics",
     summary="Figures for Prometheus",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus' text format"}},
+    responses={
+        200: {"content": {"text/plain": {}}, "description": "Prometheus' text format"},
+        404: error_answer(404),
+    },
     dependencies=[READ],
 )
 def metrics(context: Ctx, request: Request) -> Response:

@@ -33,11 +33,11 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 NUM_EXAMPLES = 5  # of every operation, with right and with wrong values, for what is there and what is not
 SECONDS = 20
 
-# Something that is there, for every name that stands in a path.
+# Something that is there, for every name that stands in a path. The events of a job that has not ended would not end.
 EXISTING: Mapping[str, Callable[[Answering], str]] = {
     "file_id": lambda answering: answering.world.upload(batch_file(range(2))),
     "batch_id": lambda answering: answering.world.start_job(2).public_id,
-    "job_id": lambda answering: answering.world.start_job(2).public_id,
+    "job_id": lambda answering: answering.finish(answering.world.submit(batch_file(range(2))).public_id).public_id,
     "name": lambda answering: MODEL,
     "response_id": lambda answering: answering.client.responses.create(model=MODEL, input="hello").id,
 }
