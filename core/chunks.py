@@ -1,10 +1,12 @@
-"""Where a job is cut into chunks: so many rows at most, and so many answer tokens. Pure.
+"""Where a job is cut into chunks: so many rows at most, so many answer tokens, and so many bytes. Pure.
 
 Chunks of about the same cost let tenants take turns fairly, whatever the sizes of their rows. What a crash loses does
 not depend on it: answers are written as they come.
 """
 
 from dataclasses import dataclass, field
+
+MAX_CHUNK_BYTES = 16 * 1024 * 1024  # a worker holds the bodies of its chunks in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,21 +20,23 @@ class Cut:
 
 @dataclass(slots=True)
 class Cutter:
-    """max_rows, max_tokens: of one chunk, at least 1 each; a row that asks for more is a chunk of its own."""
+    """max_rows, max_tokens, max_bytes: of one chunk, at least 1 each; a row beyond them is a chunk of its own."""
 
     max_rows: int
     max_tokens: int
+    max_bytes: int = MAX_CHUNK_BYTES
     _cuts: list[Cut] = field(default_factory=list)
     _first: int = 0
     _num_rows: int = 0
     _cost_tokens: int = 0
+    _num_bytes: int = 0
 
-    def add(self, cost_tokens: int) -> None:
-        is_full = self._num_rows >= self.max_rows or self._cost_tokens + cost_tokens > self.max_tokens
-        if is_full and self._num_rows:
+    def add(self, cost_tokens: int, num_bytes: int = 0) -> None:
+        if self._num_rows and not self._has_room(cost_tokens, num_bytes):
             self._cut()
         self._num_rows += 1
         self._cost_tokens += cost_tokens
+        self._num_bytes += num_bytes
 
     def finish(self) -> list[Cut]:
         """All chunks, in order; together they hold every row once."""
@@ -40,7 +44,14 @@ class Cutter:
             self._cut()
         return self._cuts
 
+    def _has_room(self, cost_tokens: int, num_bytes: int) -> bool:
+        return (
+            self._num_rows < self.max_rows
+            and self._cost_tokens + cost_tokens <= self.max_tokens
+            and self._num_bytes + num_bytes <= self.max_bytes
+        )
+
     def _cut(self) -> None:
         self._cuts.append(Cut(self._first, self._num_rows, self._cost_tokens))
         self._first += self._num_rows
-        self._num_rows = self._cost_tokens = 0
+        self._num_rows = self._cost_tokens = self._num_bytes = 0

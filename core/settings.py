@@ -152,14 +152,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     max_context_tokens: Annotated[
         Count, Meta(description="Upper bound of prompt and answer together; a model's own bound applies too.")
     ] = 8192
-    chunk_rows: Annotated[int, Meta(ge=1, le=10_000, description="Rows in a chunk, the unit that workers lease.")] = 500
+    chunk_rows: Annotated[
+        int, Meta(ge=1, le=10_000, description="Rows in a chunk at most; a chunk is the unit that workers lease.")
+    ] = 2000
     chunk_tokens: Annotated[
         Count,
         Meta(
             description="Answer tokens that the rows of a chunk ask for at most; a row without a limit counts as 128. "
             "Tenants take turns by chunks."
         ),
-    ] = 131_072
+    ] = 65_536
     lease_seconds: Annotated[
         Seconds, Meta(description="How long a chunk belongs to a worker that does not renew. Renewed at a third of it.")
     ] = 15.0
@@ -196,7 +198,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             "the lowest priority moves too.",
         ),
     ] = 0.0625
-    batch_threads: Annotated[Count, Meta(description="Chunks that the batch worker of a device runs at once.")] = 2
+    batch_threads: Annotated[
+        int,
+        Meta(ge=0, description="Chunks that the batch worker of a device runs at once; 0 is 2 on a CPU, 8 on a GPU."),
+    ] = 0
     online_threads: Annotated[Count, Meta(description="Requests that the online worker of a device runs at once.")] = 16
     engine_wait_seconds: Annotated[
         Seconds, Meta(description="How long a worker waits for its engine before it hands the chunk back.")

@@ -32,7 +32,7 @@ def copy_requests(session: Session, job_id: int, rows: Iterable[BatchRow], cutte
     with driver(session).cursor() as cursor, cursor.copy(_COPY) as copy:
         for count, row in enumerate(rows, 1):
             copy.write_row((job_id, count - 1, row.custom_id, row.body))
-            cutter.add(row.cost_tokens)
+            cutter.add(row.cost_tokens, len(row.body))
     return count
 
 

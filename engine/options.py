@@ -24,7 +24,7 @@ class EngineOptions:
     prefix_reuse: whether a prompt that begins like an earlier one of its scope takes over what is kept of that.
     kv: where K/V lie; `auto` is pages on a GPU and rows of a grid on a CPU.
     graphs: whether decode steps on a GPU are CUDA graphs, for models whose are possible.
-    credits: requests that one client may have in flight; 0 is four per slot.
+    credits: requests that one client may have in flight; 0 is two per slot.
     """
 
     endpoint: str
@@ -71,7 +71,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> EngineOptions:
         prefix_reuse=not given.no_prefix_reuse,
         kv=given.kv,
         graphs=not given.no_graphs,
-        credits=given.credits or 4 * num_slots,
+        credits=given.credits or 2 * num_slots,
         preload=tuple(given.preload),
         max_step_seconds=given.max_step_seconds,
         max_temperature_celsius=given.max_temperature_celsius,
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-prefix-reuse", action="store_true", help="compute every prompt from its first token on")
     parser.add_argument("--kv", choices=KV_FORMS, default="auto", help="where K/V lie; auto is pages on a GPU alone")
     parser.add_argument("--no-graphs", action="store_true", help="decode without CUDA graphs, which cost memory")
-    parser.add_argument("--credits", type=_natural, default=0, help="requests in flight per client; 0 is four per slot")
+    parser.add_argument("--credits", type=_natural, default=0, help="requests in flight per client; 0 is two per slot")
     parser.add_argument(
         "--preload", action="append", default=[], metavar="NAME", help="load it before the first request"
     )

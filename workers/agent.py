@@ -22,6 +22,8 @@ ENGINE_ALIVE_SECONDS = 120.0  # its own watchdog comes first; this is for one th
 WORKER_GRACE_SECONDS = 30.0
 BATCH_NICE = 10  # bulk work yields the CPU to people who wait
 CONTROL_THREADS = 2
+# Chunks of long rows are short: so many fill a device's slots.
+CPU_BATCH_THREADS, GPU_BATCH_THREADS = 2, 8
 # Idle OpenMP threads that spin would take the cores from the workers and the database of a CPU-only machine.
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 READY_FILE_VARIABLE = "MILLRACE__READY_FILE"
@@ -116,7 +118,7 @@ def device_workers(settings: Settings, device: Device, after: tuple[str, ...]) -
     pinned = {"MILLRACE_DEVICE": device.name, "CUDA_VISIBLE_DEVICES": device.uuid or ""}
     env = {**pinned, "MILLRACE_ENGINE_ENDPOINT": engine_endpoint(settings, device)}
     online = ("threads", settings.online_threads)
-    batch = ("threads", settings.batch_threads)
+    batch = ("threads", settings.batch_threads or (GPU_BATCH_THREADS if device.is_gpu else CPU_BATCH_THREADS))
     heavy = ("threads", 1)
     return [
         _worker(settings, f"online-{device.name}", online, inference_queues(ServiceClass.ONLINE, names), after, env),

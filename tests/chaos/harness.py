@@ -26,7 +26,7 @@ LOOK_SECONDS = 0.1
 VICTIM_SECONDS = 60.0  # until a victim that was struck before is back
 END_SECONDS = 300.0  # from the last strike to the end of all jobs
 SLOTS = 16
-ROWS_IN_FLIGHT = 2 * 4 * SLOTS  # two engines let a batch worker have four rows per slot in flight
+ROWS_IN_FLIGHT = 2 * 2 * SLOTS  # two engines let a batch worker have two rows per slot in flight
 RESERVE = 1.15  # the rows should last a little longer than the strikes
 
 

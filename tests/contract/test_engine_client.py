@@ -16,7 +16,7 @@ from workers.engine_client import Answer, EngineClient, probe
 
 DEADLINE_SECONDS = 60.0
 SLOTS = 4
-CREDITS = 4 * SLOTS
+CREDITS = 2 * SLOTS
 
 
 class Engine:

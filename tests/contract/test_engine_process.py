@@ -90,13 +90,13 @@ def test_the_same_question_gets_the_same_answer_and_streams_add_up(client: Engin
 def test_more_requests_than_slots_are_all_answered_and_more_than_credits_are_refused(
     client: EngineClient, model: str
 ) -> None:
-    # Given four slots and so sixteen credits
-    assert client.hello().credits == 16
-    # When twenty are sent in one frame
-    answers = client.ask(*(Generate(str(number), model, SHORT, text=f"number {number}") for number in range(20)))
-    # Then sixteen are answered, and the rest may come again
-    assert [type(answer) for answer in answers] == [Finished] * 16 + [Failed] * 4
-    assert [(answer.code, answer.is_retryable) for answer in answers[16:] if isinstance(answer, Failed)] == [
+    # Given four slots and so eight credits
+    assert client.hello().credits == 8
+    # When twelve are sent in one frame
+    answers = client.ask(*(Generate(str(number), model, SHORT, text=f"number {number}") for number in range(12)))
+    # Then eight are answered, and the rest may come again
+    assert [type(answer) for answer in answers] == [Finished] * 8 + [Failed] * 4
+    assert [(answer.code, answer.is_retryable) for answer in answers[8:] if isinstance(answer, Failed)] == [
         ("overloaded", True)
     ] * 4
 

@@ -29,3 +29,13 @@ def test_every_row_is_in_one_chunk_and_no_chunk_is_too_large(costs: list[int], m
 def test_rows_that_ask_for_much_make_short_chunks() -> None:
     # When / Then
     assert [cut.num_requests for cut in cuts_of([10] * 4 + [1] * 8, 5, 20)] == [2, 2, 5, 3]
+
+
+def test_rows_with_large_bodies_make_short_chunks() -> None:
+    # Given
+    cutter = Cutter(max_rows=10, max_tokens=100, max_bytes=50)
+    # When
+    for num_bytes in (20, 20, 20, 80, 1):
+        cutter.add(1, num_bytes)
+    # Then
+    assert [cut.num_requests for cut in cutter.finish()] == [2, 1, 1, 1]

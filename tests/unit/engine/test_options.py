@@ -10,7 +10,7 @@ REQUIRED = ["--endpoint", "ipc:///x", "--model", "a=/models/a", "--model", "b=nu
 def test_models_keep_their_order_and_credits_follow_the_slots() -> None:
     options = parse_options([*REQUIRED, "--slots", "8", "--preload", "b"])
     assert list(options.models.items()) == [("a", "/models/a"), ("b", "null:0.5")]
-    assert (options.num_slots, options.credits, options.preload) == (8, 32, ("b",))
+    assert (options.num_slots, options.credits, options.preload) == (8, 16, ("b",))
 
 
 def test_a_stuck_step_and_a_hot_device_have_limits_that_can_be_taken_away() -> None:
@@ -25,7 +25,7 @@ def test_graphs_are_made_unless_somebody_forbids_it() -> None:
     assert not parse_options([*REQUIRED, "--no-graphs"]).graphs
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cpu", (64, 2048, 256)), ("cuda", (256, 8192, 1024))])
+@pytest.mark.parametrize(("device", "expected"), [("cpu", (64, 2048, 128)), ("cuda", (256, 8192, 512))])
 def test_what_nobody_asked_for_follows_from_the_device(device: str, expected: tuple[int, int, int]) -> None:
     options = parse_options([*REQUIRED, "--device", device])
     assert (options.num_slots, options.prefill_tokens, options.credits) == expected
