@@ -8,6 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from api.access.scopes import READ, SUBMIT
+from api.access.visit import visit_of
 from api.context import Context, Ctx, Tenant, page
 from api.contract.document import json_body, or_events
 from api.errors import error_response
@@ -37,12 +38,12 @@ _EXAMPLE = {"model": "millrace/tiny", "input": "What is a list?", "background": 
     responses=or_events("The response"),
     dependencies=[SUBMIT],
 )
-async def create_response(context: Ctx, tenant: Tenant, request: Request, once: Once) -> Response:
+async def create_response(context: Ctx, request: Request, once: Once) -> Response:
     """With `background` it comes back at once, `queued`, and is made by and by. With `stream` it is told in events."""
     check_content_type(request)
     parsed = parse_response_request(await request.body())
     await context.broker.check()
-    made = await run_in_threadpool(make, context, tenant, parsed, once)
+    made = await run_in_threadpool(make, context, visit_of(request), parsed, once)
     found = made.response
     if made.is_new:
         await context.broker.wake_up(found.job)

@@ -13,11 +13,14 @@ from typing import Any
 import msgspec
 from sqlalchemy.orm import Session
 
+from api.access.admission import estimated_tokens
+from api.access.visit import Visit
 from api.context import Context
 from api.openai.online import check_model, lifetime
 from api.prompts import count_prompt_tokens
+from core.access import Identity
 from core.errors import InvalidRequest
-from core.job import JobState
+from core.job import DEFAULT_PRIORITY, JobState
 from core.openai.completion import CHAT_ENDPOINT, parse_body
 from core.openai.responses.items import Item, output_items
 from core.openai.responses.request import ResponseRequest
@@ -42,30 +45,40 @@ class Made:
     is_new: bool
 
 
-def make(context: Context, tenant: str, request: ResponseRequest, once: Key | None) -> Made:
-    """Raises InvalidRequest, NotFound."""
+def make(context: Context, visit: Visit, request: ResponseRequest, once: Key | None) -> Made:
+    """Raises InvalidRequest, NotFound, and what `Admission.admit_online` raises."""
+    tenant = visit.identity.tenant
     with context.database.begin() as session:
         earlier = idempotency.recall(session, once)
         if earlier is not None:
             return Made(responses.find(session, earlier, tenant=tenant, is_stored=False), is_new=False)
         check_model(session, CHAT_ENDPOINT, request.model)
         body = request.chat_body(_earlier_items(session, tenant, request.previous_id))
-    count_prompt_tokens(context, request.model, parse_body(CHAT_ENDPOINT, body))
+    parsed = parse_body(CHAT_ENDPOINT, body)
+    num_prompt_tokens = count_prompt_tokens(context, request.model, parsed)
     with context.database.begin() as session:
         earlier = idempotency.recall(session, once)  # again: somebody may have been quicker
         if earlier is not None:
             return Made(responses.find(session, earlier, tenant=tenant, is_stored=False), is_new=False)
-        job = jobs.create_online(session, _job(context, tenant, request, body))
+        num_tokens = estimated_tokens(num_prompt_tokens, len(body), parsed)
+        context.admission.admit_online(session, visit, request.model, num_tokens)
+        job = jobs.create_online(session, _job(context, visit.identity, request, body))
+        visit.job_id = job.id
         row = responses.add(session, _row(tenant, request, job))
         idempotency.remember(session, once, row.id)
         session.refresh(job)
         return Made(StoredResponse(row, job, None, is_running=False), is_new=True)
 
 
-def _job(context: Context, tenant: str, request: ResponseRequest, body: bytes) -> NewOnlineRequest:
-    expires_after = BACKGROUND_LIFETIME if request.is_background else lifetime(context)
+def _job(context: Context, who: Identity, request: ResponseRequest, body: bytes) -> NewOnlineRequest:
     return NewOnlineRequest(
-        endpoint=CHAT_ENDPOINT, model=request.model, body=body.decode(), expires_after=expires_after, tenant=tenant
+        endpoint=CHAT_ENDPOINT,
+        model=request.model,
+        body=body.decode(),
+        expires_after=BACKGROUND_LIFETIME if request.is_background else lifetime(context),
+        tenant=who.tenant,
+        key_id=who.key_id,
+        priority=min(DEFAULT_PRIORITY, who.max_priority),
     )
 
 

@@ -109,6 +109,20 @@ def test_a_batch_is_a_request_too(world: World) -> None:
     assert statuses == [200, 429]
 
 
+def test_a_response_in_the_background_is_a_request_and_a_job_of_its_key(world: World) -> None:
+    # Given
+    key = bearer(make_key(world, limits=Limits(requests_per_minute=5, concurrent_jobs=1)))
+    body = {"model": MODEL, "input": "hi", "background": True}
+    with client_of(world) as client:
+        # When
+        first, second = (client.post("/v1/responses", json=body, headers=key) for _ in range(2))
+    # Then
+    assert (first.status_code, second.status_code) == (200, 429)
+    assert first.headers["x-ratelimit-remaining-requests"] == "4"
+    with world.database.begin() as session:
+        assert session.execute(text("SELECT count(*) FROM jobs WHERE key_id IS NOT NULL")).scalar() == 1
+
+
 @pytest.mark.parametrize("of", ["key", "tenant"])
 def test_so_many_jobs_at_once_and_no_more(world: World, of: str) -> None:
     # Given
