@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
-from starlette.concurrency import run_in_threadpool
 
 from core.errors import Unavailable
 from core.job import ServiceClass
@@ -43,11 +42,11 @@ class Broker:
             ) from error
         self._seen_at = self._clock()
 
-    async def wake_up(self, job: JobRow) -> None:
-        """For an online job that is committed."""
+    def wake_up(self, job: JobRow) -> None:
+        """For an online job that is committed. Called from a thread, as the broker may take its time."""
         try:
             chunk = f"{job.public_id}#0"
-            await run_in_threadpool(self._messages.wake_up, ServiceClass.ONLINE, job.model or "", chunk)
+            self._messages.wake_up(ServiceClass.ONLINE, job.model or "", chunk)
         except Unavailable as error:
             self._seen_at = float("-inf")
             logger.warning("job %s waits for the dispatcher: %s", job.public_id, error)

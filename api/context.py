@@ -34,21 +34,25 @@ class Context:
     broker: Broker
 
 
-def get_context(request: Request) -> Context:
+async def get_context(request: Request) -> Context:
     context = request.app.state.context
     assert isinstance(context, Context)
     return context
 
 
-def get_tenant(identity: Annotated[Identity, Depends(get_identity)]) -> str:
+async def get_tenant(identity: Annotated[Identity, Depends(get_identity)]) -> str:
     """Whose rows a request may see."""
     return identity.tenant
+
+
+async def get_visit(request: Request) -> Visit:
+    return visit_of(request)
 
 
 Ctx = Annotated[Context, Depends(get_context)]
 Who = Annotated[Identity, Depends(get_identity)]
 Tenant = Annotated[str, Depends(get_tenant)]
-Visitor = Annotated[Visit, Depends(visit_of)]
+Visitor = Annotated[Visit, Depends(get_visit)]
 
 
 def admit_job(context: Ctx, visit: Visitor) -> None:

@@ -22,13 +22,35 @@ from core.job import (
     ServiceClass,
 )
 from db import shares
-from db.tables import ChunkRow, JobRow, RequestRow
+from db.tables import ChunkRow, JobRow
 
 UNFINISHED_STATES = tuple(state.value for state in JobState if state not in TERMINAL_JOB_STATES)
 ENDING_STATES = (JobState.IN_PROGRESS.value, JobState.FINALIZING.value, JobState.CANCELLING.value)
 FINALIZING_LOCK = 0x66696E << 32  # above every job id
 BUSY_CHUNK_STATES = tuple(state.value for state in ChunkState if state not in TERMINAL_CHUNK_STATES)
 IDLE_CHUNK_STATES = (ChunkState.WAITING.value, ChunkState.DELAYED.value)
+
+
+# One statement, as somebody waits for it: the job, its requests and its chunk.
+_CREATE_ONLINE = select(JobRow).from_statement(
+    text("""
+WITH job AS (
+    INSERT INTO jobs (public_id, tenant, key_id, kind, service_class, state, endpoint, model, priority, num_requests,
+        in_progress_at, expires_at)
+    VALUES (:public_id, :tenant, CAST(:key_id AS bigint), :kind, :service_class, :state, :endpoint, :model, :priority,
+        :num_requests, now(), now() + CAST(:expires_after AS interval))
+    RETURNING *
+), asked AS (
+    INSERT INTO requests (job_id, index, custom_id, body)
+    SELECT job.id, body.number - 1, job.public_id, body.value
+    FROM job, unnest(CAST(:bodies AS text[])) WITH ORDINALITY AS body(value, number)
+), chunk AS (
+    INSERT INTO chunks (job_id, index, first_request, num_requests, model, service_class, tenant, priority, state)
+    SELECT id, 0, 0, num_requests, model, service_class, tenant, priority, :chunk_state FROM job
+)
+SELECT * FROM job
+""")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,43 +122,23 @@ def create_batch(session: Session, batch: NewBatch) -> JobRow:
 
 def create_online(session: Session, request: NewOnlineRequest) -> JobRow:
     """A job of one chunk, ready to run, and as a rule of one request."""
-    job = JobRow(
-        public_id=new_public_id("req"),
-        tenant=request.tenant,
-        key_id=request.key_id,
-        kind=JobKind.INFERENCE.value,
-        service_class=ServiceClass.ONLINE.value,
-        state=JobState.IN_PROGRESS.value,
-        endpoint=request.endpoint,
-        model=request.model,
-        priority=request.priority,
-        num_requests=len(request.bodies),
-        in_progress_at=func.now(),
-        expires_at=func.now() + request.expires_after,
-    )
-    session.add(job)
-    session.flush()
-    session.add_all(
-        RequestRow(job_id=job.id, index=index, custom_id=job.public_id, body=body)
-        for index, body in enumerate(request.bodies)
-    )
-    session.add(_only_chunk(job.id, request))
-    session.flush()
+    values = {
+        "public_id": new_public_id("req"),
+        "tenant": request.tenant,
+        "key_id": request.key_id,
+        "kind": JobKind.INFERENCE.value,
+        "service_class": ServiceClass.ONLINE.value,
+        "state": JobState.IN_PROGRESS.value,
+        "endpoint": request.endpoint,
+        "model": request.model,
+        "priority": request.priority,
+        "bodies": list(request.bodies),
+        "num_requests": len(request.bodies),
+        "expires_after": request.expires_after,
+        "chunk_state": ChunkState.WAITING.value,
+    }
+    job: JobRow = session.scalars(_CREATE_ONLINE, values).one()
     return job
-
-
-def _only_chunk(job_id: int, request: NewOnlineRequest) -> ChunkRow:
-    return ChunkRow(
-        job_id=job_id,
-        index=0,
-        first_request=0,
-        num_requests=len(request.bodies),
-        model=request.model,
-        service_class=ServiceClass.ONLINE.value,
-        tenant=request.tenant,
-        priority=request.priority,
-        state=ChunkState.WAITING.value,
-    )
 
 
 def find(session: Session, public_id: str, *, tenant: str) -> JobRow:

@@ -1,5 +1,6 @@
 """The scope that a route needs, declared once in its decorator: `@router.get("", dependencies=[READ])`. An application
-with a route that declares none is not built.
+with a route that declares none is not built. What only looks at a request is a coroutine: FastAPI would send a function
+to a thread for it.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from core.errors import Forbidden, Unauthenticated
 _bearer = HTTPBearer(auto_error=False, description="An API key (`millrace keys create`).", scheme_name="key")
 
 
-def get_identity(request: Request) -> Identity:
+async def get_identity(request: Request) -> Identity:
     """Whom `api.access.gate` let in. Raises Unauthenticated where it let everybody in."""
     identity = request.scope["state"].get("identity")
     if identity is None:
@@ -29,7 +30,7 @@ def get_identity(request: Request) -> Identity:
 class Requires:
     scope: Scope
 
-    def __call__(
+    async def __call__(
         self, identity: Annotated[Identity, Depends(get_identity)], header: Annotated[object, Depends(_bearer)]
     ) -> None:
         """`header` is there for the OpenAPI document."""
@@ -42,7 +43,7 @@ class Requires:
 class Open:
     """Nobody is asked for a key. A route that says nothing about anybody's work."""
 
-    def __call__(self) -> None:
+    async def __call__(self) -> None:
         return
 
 

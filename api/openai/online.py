@@ -52,7 +52,6 @@ async def answer(context: Context, tenant: str, request: Request, endpoint: str,
     body = await request.body()
     await context.broker.check()
     submitted = await run_in_threadpool(_submit, context, visit_of(request), endpoint, body, once)
-    await context.broker.wake_up(submitted.job)
     ending = _ending(context, submitted, is_repeatable=once is not None)
     job, parsed = submitted.job, submitted.parsed
     if isinstance(parsed, CompletionRequest) and parsed.streaming is not None:
@@ -121,6 +120,13 @@ async def wait(context: Context, job: JobRow) -> Ended:
 
 
 def _submit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Key | None) -> Submitted:
+    """Commits it, then wakes a worker."""
+    submitted = _commit(context, visit, endpoint, body, once)
+    context.broker.wake_up(submitted.job)
+    return submitted
+
+
+def _commit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Key | None) -> Submitted:
     who = visit.identity
     bodies = split_prompts(endpoint, body)
     requests = [parse_request(endpoint, one) for one in bodies]

@@ -46,7 +46,7 @@ async def create_response(context: Ctx, request: Request, once: Once) -> Respons
     made = await run_in_threadpool(make, context, visit_of(request), parsed, once)
     found = made.response
     if made.is_new:
-        await context.broker.wake_up(found.job)
+        await run_in_threadpool(context.broker.wake_up, found.job)
     goes_on = parsed.is_background or once is not None
     if parsed.is_streamed:
         return _stream(context, found, None, goes_on=goes_on)
