@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from api.access.scopes import READ, SUBMIT
-from api.context import Ctx, Tenant
+from api.context import Ctx, Tenant, Who
 from api.contract.document import events, json_body, or_events
 from api.idempotency import Once
 from api.openai import online
@@ -46,10 +46,10 @@ async def create_completion(context: Ctx, tenant: Tenant, request: Request, once
     response_class=StreamingResponse,
     dependencies=[READ],
 )
-async def resume_chat_completion(context: Ctx, tenant: Tenant, request: Request, answer_id: str) -> Response:
+async def resume_chat_completion(context: Ctx, who: Who, request: Request, answer_id: str) -> Response:
     """The events behind the one that the header `Last-Event-ID` (or the parameter `last_event_id`) names; all of them
     without it. `answer_id` stands in every chunk."""
-    return await resume(context, tenant, request, CHAT_ENDPOINT, answer_id)
+    return await resume(context, who, request, CHAT_ENDPOINT, answer_id)
 
 
 @router.get(
@@ -59,6 +59,6 @@ async def resume_chat_completion(context: Ctx, tenant: Tenant, request: Request,
     response_class=StreamingResponse,
     dependencies=[READ],
 )
-async def resume_completion(context: Ctx, tenant: Tenant, request: Request, answer_id: str) -> Response:
+async def resume_completion(context: Ctx, who: Who, request: Request, answer_id: str) -> Response:
     """As for conversations."""
-    return await resume(context, tenant, request, TEXT_ENDPOINT, answer_id)
+    return await resume(context, who, request, TEXT_ENDPOINT, answer_id)
