@@ -7,7 +7,6 @@ from celery import shared_task
 
 from core.errors import ConfigurationError, Unavailable
 from core.job import ServiceClass
-from db import online
 from tasks import dispatcher
 from tasks.breaker.circuit import Breaker
 from tasks.messages import RUN_CHUNK
@@ -50,8 +49,8 @@ def _close(services: Services, service_class: ServiceClass, run: ChunkRun) -> No
     """A job of one request ends here; one with files is finalized by a worker that has time for it."""
     if service_class is ServiceClass.ONLINE:
         if run.is_done:  # the answer is committed; whoever waits need not wait for the rest
-            services.relay.announce(run.job_public_id)
-        if not _complete(services, run):
+            services.relay.announce(run.job_public_id, run.end)
+        if not run.is_completed:
             finalizing.finalize(services, run.job_public_id)
         if not run.is_done:
             services.relay.announce(run.job_public_id)
@@ -61,11 +60,3 @@ def _close(services: Services, service_class: ServiceClass, run: ChunkRun) -> No
             services.messages.finalize_job(run.job_public_id)
         except Unavailable as error:
             logger.warning("job %s waits for its files: %s", run.job_public_id, error)
-
-
-def _complete(services: Services, run: ChunkRun) -> bool:
-    """In one statement, as people wait for the worker; False where the job ends in another way."""
-    if not run.is_done:
-        return False
-    with services.database.begin() as session:
-        return online.complete(session, run.job_id)

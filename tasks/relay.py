@@ -1,8 +1,9 @@
 """Tells the API how an online answer grows and that it is committed, through a Redis stream per job that expires by
 itself.
 
-The stream only spares the wait: its length is bounded, it may be lost at any time, and whoever reads it finds the
-whole answer in PostgreSQL. Nobody who writes to it waits for Redis: one thread sends what has gathered.
+The stream only spares the wait and the question: its length is bounded, it may be lost at any time, and whoever reads
+it finds the whole answer in PostgreSQL. A short one is told with the end, when it is committed. Nobody who publishes
+waits for Redis: one thread sends what has gathered.
 """
 
 import logging
@@ -16,10 +17,13 @@ from redis.exceptions import RedisError
 from redis.typing import EncodableT, FieldT
 
 from core.protocol import TokenLogprob
+from db.chunks import Outcome
 
 logger = logging.getLogger(__name__)
 
 STREAM_LIFETIME_SECONDS = 600
+END_LIFETIME_SECONDS = 60  # whoever comes later asks PostgreSQL
+MAX_END_CHARACTERS = 32_768  # of longer answers only the end is told
 STREAM_ENTRIES = 2048  # a reader that is further behind waits for the whole answer
 GATHER_SECONDS = 0.02
 MAX_GATHERED = 20_000
@@ -50,6 +54,13 @@ class Piece(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_format: str = ""
 
 
+class End(msgspec.Struct, frozen=True):
+    """Of a job: the outcome of every request, in order, as committed. attempt: of the chunk."""
+
+    attempt: int
+    outcomes: list[Outcome]
+
+
 @dataclass(frozen=True, slots=True)
 class _Told:
     """What to write to a job's stream: an event, or a piece."""
@@ -57,15 +68,22 @@ class _Told:
     job: str
     what: Piece | str
     attempt: int
+    end: End | None = None
 
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(list[Piece])
+_end_decoder = msgspec.json.Decoder(End)
 
 
 def decode_pieces(data: bytes) -> list[Piece]:
     """Raises msgspec.DecodeError on what no release of ours wrote."""
     return _decoder.decode(data)
+
+
+def decode_end(data: bytes) -> End:
+    """Raises msgspec.DecodeError on what no release of ours wrote."""
+    return _end_decoder.decode(data)
 
 
 class RedisRelay:
@@ -79,9 +97,9 @@ class RedisRelay:
         self._is_closing = False
         self._thread: threading.Thread | None = None
 
-    def announce(self, job_public_id: str) -> None:
+    def announce(self, job_public_id: str, end: End | None = None) -> None:
         """The outcome is committed."""
-        self._write([_Told(job_public_id, DONE, 0)])
+        self._write([_Told(job_public_id, DONE, 0, end)], END_LIFETIME_SECONDS)
 
     def publish(self, job_public_id: str, piece: Piece) -> None:
         """Returns at once. What is too much for the moment is dropped: the reader sees the gap."""
@@ -120,7 +138,7 @@ class RedisRelay:
                 if self._changed.wait_for(lambda: self._is_closing, GATHER_SECONDS) and not self._gathered:
                     return
 
-    def _write(self, told: list[_Told]) -> None:
+    def _write(self, told: list[_Told], lifetime_seconds: int = STREAM_LIFETIME_SECONDS) -> None:
         by_job: defaultdict[str, list[_Told]] = defaultdict(list)
         for one in told:
             by_job[one.job].append(one)
@@ -130,7 +148,7 @@ class RedisRelay:
                     stream = answer_stream(job)
                     for fields in _entries(ones):
                         pipeline.xadd(stream, fields, maxlen=STREAM_ENTRIES, approximate=True)
-                    pipeline.expire(stream, STREAM_LIFETIME_SECONDS)
+                    pipeline.expire(stream, lifetime_seconds)
                 pipeline.execute()
         except RedisError as error:
             logger.warning("%d answers grow, but nobody could be told: %s", len(by_job), error)
@@ -139,9 +157,17 @@ class RedisRelay:
 def _entries(told: list[_Told]) -> list[dict[FieldT, EncodableT]]:
     """One entry for all pieces, and one for each event behind them."""
     pieces = [one.what for one in told if isinstance(one.what, Piece)]
-    events = [(one.what, one.attempt) for one in told if isinstance(one.what, str)]
+    events = [one for one in told if isinstance(one.what, str)]
     entries: list[dict[FieldT, EncodableT]] = []
     if pieces:
         entries.append({"event": PIECES, "pieces": _encoder.encode(pieces)})
-    entries += [{"event": event, "attempt": attempt} for event, attempt in events]
+    entries += [_event(one) for one in events]
     return entries
+
+
+def _event(told: _Told) -> dict[FieldT, EncodableT]:
+    fields: dict[FieldT, EncodableT] = {"event": str(told.what), "attempt": told.attempt}
+    end = told.end
+    if end is not None and sum(len(outcome.body) for outcome in end.outcomes) <= MAX_END_CHARACTERS:
+        fields["end"] = _encoder.encode(end)
+    return fields

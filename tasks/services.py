@@ -15,19 +15,22 @@ from core.settings import Settings
 from db.connection import Database
 from db.files import FileStore
 from tasks.messages import Messages
-from tasks.relay import Piece
+from tasks.relay import End, Piece
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkRun:
     """How a claimed chunk ended: `is_done` when it has no unfinished request left; `is_closed` when nobody runs it
-    again, because it is done or its job is being stopped. `lost_model`: the one whose engine died meanwhile."""
+    again, because it is done or its job is being stopped. `is_completed`: its job, an online one, has ended with it;
+    `end` is what came of it, where this run saw all. `lost_model`: the one whose engine died meanwhile."""
 
     job_id: int
     job_public_id: str
     is_done: bool
     is_closed: bool
     lost_model: str | None = None
+    is_completed: bool = False
+    end: End | None = None
 
 
 class ChunkRunner(Protocol):
@@ -63,8 +66,9 @@ class HeavyRunner(Protocol):
 
 
 class Relay(Protocol):
-    def announce(self, job_public_id: str) -> None:
-        """Tells whoever waits for an online job that its outcome is committed. Fails open: the waiter looks again."""
+    def announce(self, job_public_id: str, end: End | None = None) -> None:
+        """Tells whoever waits for an online job that its outcome is committed, and what it is. Fails open: the waiter
+        looks again."""
         ...
 
     def publish(self, job_public_id: str, piece: Piece) -> None:

@@ -6,7 +6,7 @@ asked, which alone knows.
 
 import logging
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import cast
 
 import msgspec
@@ -15,9 +15,10 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from api.context import Context
+from core.job import TERMINAL_JOB_STATES, JobState
 from db import online
 from db.tables import JobRow, OutcomeRow
-from tasks.relay import DONE, INTERRUPTED, PIECES, Piece, answer_stream, decode_pieces
+from tasks.relay import DONE, INTERRUPTED, PIECES, End, Piece, answer_stream, decode_end, decode_pieces
 
 logger = logging.getLogger(__name__)
 
@@ -57,15 +58,22 @@ _Entries = list[tuple[bytes, dict[bytes, bytes]]]
 
 async def follow(context: Context, job: JobRow) -> AsyncGenerator[Told, None]:
     """From the beginning, as far as the relay still has it. The last thing told is `Ended`; there is no other end."""
+    if JobState(job.state) in TERMINAL_JOB_STATES:
+        ended = await run_in_threadpool(_read_end, context, job)
+        if ended is not None:
+            yield ended
+            return
     last: bytes | str = "0"
     while True:
         entries = await _read_relay(context, job, last)
         is_done = not entries
         for number, fields in entries:
             last = number
-            told = _told(fields)
+            told = _told(job, fields)
             if told is not None:
                 yield told
+            if isinstance(told, Ended):
+                return
             is_done = is_done or fields.get(b"event") == DONE.encode()
         if is_done:
             ended = await run_in_threadpool(_read_end, context, job)
@@ -90,16 +98,27 @@ async def _read_relay(context: Context, job: JobRow, last: bytes | str) -> _Entr
     return [entry for _, entries in streams for entry in entries]
 
 
-def _told(fields: dict[bytes, bytes]) -> Told | None:
+def _told(job: JobRow, fields: dict[bytes, bytes]) -> Told | None:
     event = fields.get(b"event", b"").decode()
     if event == PIECES:
         try:
             return Grown(decode_pieces(fields[b"pieces"]))
         except (msgspec.DecodeError, KeyError) as error:  # of another release: the whole answer will do
             logger.warning("pieces that cannot be read are left out: %s", error)
+    if event == DONE and b"end" in fields:
+        try:
+            return _ended(job, decode_end(fields[b"end"]))
+        except msgspec.DecodeError as error:  # of another release: PostgreSQL knows it too
+            logger.warning("an end that cannot be read is left out: %s", error)
     if event == INTERRUPTED:
         return Interruption(int(fields.get(b"attempt", b"0")))
     return None
+
+
+def _ended(job: JobRow, end: End) -> Ended:
+    """Rows as they were committed, though nobody asked PostgreSQL."""
+    rows = [OutcomeRow(job_id=job.id, attempt=end.attempt, **asdict(outcome)) for outcome in end.outcomes]
+    return Ended(rows, end.attempt)
 
 
 def _read_end(context: Context, job: JobRow) -> Ended | None:

@@ -135,6 +135,8 @@ RETURNING chunks.id
 def unfinished(session: Session, lease: Lease) -> list[Request]:
     """The requests of the chunk that have no outcome yet and need not wait for another try, in order."""
     rows = session.execute(_UNFINISHED, _range(lease)).all()
+    if lease.service_class == ServiceClass.ONLINE:  # whoever waits is told of a failure at once
+        return [Request(index, body.encode()) for index, body in rows]
     retries = {row[0]: (row[1], row[2]) for row in session.execute(_RETRIES, _range(lease))}
     if not retries:
         return [Request(index, body.encode()) for index, body in rows]

@@ -8,15 +8,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from core.job import JobState, ServiceClass
-from core.openai.completion import TEXT_ENDPOINT
+from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT
 from core.protocol import Failed, Generate
 from db import jobs
+from db.jobs import NewOnlineRequest
 from tasks.services import ChunkRun
 from tasks.upkeep import reconciler
 from tasks.upkeep.intake import validate
@@ -342,3 +344,39 @@ def test_a_request_that_never_arrived_is_sent_again_and_the_chunk_goes_on(
     assert run.is_done
     assert {status for status, _ in outcomes(node.world).values()} == {200}
     assert chunk(node.world) == ("done", 1, 0, 0)
+
+
+def test_an_online_job_ends_with_its_chunk_and_says_what_came_of_it(node: Node) -> None:
+    # Given
+    node.start_engine()
+    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "What is a list?"}]})
+    request = NewOnlineRequest(endpoint=CHAT_ENDPOINT, model=MODEL, body=body, expires_after=timedelta(minutes=5))
+    with node.world.database.begin() as session:
+        job = jobs.create_online(session, request)
+    # When
+    run = node.runner().run(ServiceClass.ONLINE)
+    # Then
+    assert run is not None
+    assert run.is_done
+    assert run.is_completed
+    assert node.world.job(job.public_id).state == JobState.COMPLETED
+    assert run.end is not None
+    told = {outcome.index: (outcome.status_code, json.loads(outcome.body)) for outcome in run.end.outcomes}
+    assert told == outcomes(node.world)
+
+
+def test_an_online_job_that_is_being_stopped_is_not_completed(node: Node) -> None:
+    # Given
+    node.start_engine()
+    body = json.dumps({"model": MODEL, "messages": []})  # refused before the engine hears of it
+    request = NewOnlineRequest(endpoint=CHAT_ENDPOINT, model=MODEL, body=body, expires_after=timedelta(minutes=5))
+    with node.world.database.begin() as session:
+        job = jobs.create_online(session, request)
+        session.execute(text("UPDATE jobs SET ending = 'expired'"))
+    # When
+    run = node.runner().run(ServiceClass.ONLINE)
+    # Then
+    assert run is not None
+    assert run.is_closed
+    assert (run.is_completed, run.end) == (False, None)
+    assert node.world.job(job.public_id).state == JobState.IN_PROGRESS

@@ -5,7 +5,18 @@ from redis import Redis
 
 from core.protocol import TokenLogprob
 from core.redis_url import client_url
-from tasks.relay import MAX_GATHERED, STREAM_ENTRIES, Piece, RedisRelay, answer_stream, decode_pieces
+from db.chunks import Outcome
+from tasks.relay import (
+    MAX_END_CHARACTERS,
+    MAX_GATHERED,
+    STREAM_ENTRIES,
+    End,
+    Piece,
+    RedisRelay,
+    answer_stream,
+    decode_end,
+    decode_pieces,
+)
 from tests.polling import until
 
 JOB = "req_1"
@@ -39,6 +50,20 @@ def test_pieces_arrive_whole_and_in_order_and_then_the_interruption(redis: Redis
     assert [one for fields in found[:-1] for one in decode_pieces(fields[b"pieces"])] == told
     assert found[-1] == {b"event": b"interrupted", b"attempt": b"1"}
     assert 0 < redis.ttl(answer_stream(JOB)) <= 600
+
+
+def test_a_short_end_is_told_with_the_outcome_and_a_long_one_without(redis: Redis) -> None:
+    # Given
+    relay = RedisRelay(redis)
+    short = End(2, [Outcome(0, 200, '{"answer": "x"}', completion_tokens=1)])
+    long = End(2, [Outcome(0, 200, "x" * (MAX_END_CHARACTERS + 1))])
+    # When
+    relay.announce(JOB, short)
+    relay.announce(JOB, long)
+    # Then
+    first, second = entries(redis)
+    assert decode_end(first[b"end"]) == short
+    assert second == {b"event": b"done", b"attempt": b"0"}
 
 
 def test_the_first_piece_goes_out_without_waiting_for_the_next(redis: Redis) -> None:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from anyio.abc import TaskGroup
 from redis import Redis
+from sqlalchemy import text
 
 from api.app import build_context
 from api.context import Context
@@ -21,11 +22,11 @@ from api.streaming.response import AnswerStream, Ending
 from core.job import JobState, ServiceClass
 from core.openai.completion import CHAT_ENDPOINT, parse_body
 from core.redis_url import client_url
-from db import chunks, jobs
+from db import chunks, jobs, online
 from db.chunks import Lease, Outcome
 from db.jobs import NewOnlineRequest
 from db.tables import JobRow
-from tasks.relay import STREAM_ENTRIES, Piece, answer_stream
+from tasks.relay import STREAM_ENTRIES, End, Piece, answer_stream
 from tasks.upkeep.finalizing import finalize
 from tests.polling import DEADLINE_SECONDS
 from tests.world import MODEL, World
@@ -330,3 +331,42 @@ def test_a_job_that_was_stopped_ends_its_stream(scene: Scene) -> None:
         assert json.loads(reader.body)["error"]["code"] == "not_executed"
 
     play(scene, plot)
+
+
+def test_a_reader_believes_the_end_that_the_relay_tells_and_asks_where_it_cannot_be_read(scene: Scene) -> None:
+    # Given an end that only the relay has, and one of another release beside the committed answer
+    told, unreadable = scene.job(), scene.job()
+    relay = scene.world.services.relay
+    scene.finish(told, "", is_announced=False)
+    with scene.world.database.begin() as session:
+        session.execute(text("DELETE FROM outcomes"))
+    relay.announce(told.public_id, End(1, [whole("from the relay")]))
+    scene.finish(unreadable, "from PostgreSQL", is_announced=False)
+    scene.redis().xadd(answer_stream(unreadable.public_id), {"event": "done", "end": b"{"})
+    readers = [scene.reader(told), scene.reader(unreadable)]
+
+    async def plot(group: TaskGroup) -> None:
+        for reader in readers:
+            await reader.read()
+
+    # When
+    play(scene, plot)
+    # Then
+    assert [reader.text for reader in readers] == ["from the relay", "from PostgreSQL"]
+
+
+def test_the_end_of_a_job_that_has_ended_is_not_waited_for(scene: Scene) -> None:
+    # Given a relay that has nothing any more
+    job = scene.job()
+    scene.finish(job, "an answer", is_announced=False)
+    with scene.world.database.begin() as session:
+        assert online.complete(session, job.id)
+    reader = scene.reader(scene.world.job(job.public_id), keep_alive=0.0)
+
+    async def plot(group: TaskGroup) -> None:
+        await reader.read()
+
+    # When / Then it is told without a silence before
+    play(scene, plot)
+    assert reader.text == "an answer"
+    assert "keep-alive" not in reader.body

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -29,9 +29,10 @@ from core.protocol import (
     Generate,
     Hello,
 )
-from db import chunks
+from db import chunks, online
 from db.chunks import Crash, Lease, Outcome, Request, Retry
 from db.connection import Database
+from tasks.relay import End
 from tasks.services import ChunkRun
 from workers.chunks import outcome, retrying
 from workers.chunks.deltas import Deltas
@@ -69,9 +70,18 @@ class Tools:
 
 
 class Execution:
-    """One claimed chunk, from its unfinished requests to its end."""
+    """One claimed chunk, from its unfinished requests to its end. `requests`: these, where they are known already.
 
-    def __init__(self, tools: Tools, options: RunnerOptions, lease: Lease, watch: Watch) -> None:
+    An online job ends with its chunk, in the same transaction, as people wait for the worker."""
+
+    def __init__(
+        self,
+        tools: Tools,
+        options: RunnerOptions,
+        lease: Lease,
+        watch: Watch,
+        requests: Sequence[Request] | None = None,
+    ) -> None:
         self._database = tools.database
         self._engine = tools.engine
         self._deltas = tools.deltas
@@ -82,6 +92,7 @@ class Execution:
         self._watch = watch
         self._is_online = lease.service_class == ServiceClass.ONLINE
         self._answers: SimpleQueue[Answer] = SimpleQueue()
+        self._known = requests
         self._todo: deque[Request] = deque()
         self._in_flight: dict[str, Request] = {}
         self._num_lost = 0
@@ -89,6 +100,8 @@ class Execution:
         self._retries: list[Retry] = []
         self._written_at = time.monotonic()
         self._is_done = False
+        self._is_completed = False
+        self._written: list[Outcome] = []  # of an online job
         self._is_stopping = False
         self._crash: Crash | None = None
         self._crash_width = lease.crash_width
@@ -113,11 +126,26 @@ class Execution:
         finally:
             self._engine.cancel(list(self._in_flight))
         lost_model = None if self._crash is None else lease.model
-        return ChunkRun(lease.job_id, lease.job_public_id, self._is_done, is_closed, lost_model)
+        return ChunkRun(
+            lease.job_id,
+            lease.job_public_id,
+            is_done=self._is_done,
+            is_closed=is_closed,
+            lost_model=lost_model,
+            is_completed=self._is_completed,
+            end=self._whole_end(),
+        )
+
+    def _whole_end(self) -> End | None:
+        if not self._is_completed or len(self._written) != self._lease.num_requests:
+            return None
+        return End(self._lease.attempt, sorted(self._written, key=lambda outcome: outcome.index))
 
     def _begin(self) -> None:
-        with self._database.begin() as session:
-            self._todo.extend(chunks.unfinished(session, self._lease))
+        if self._known is None:
+            with self._database.begin() as session:
+                self._known = chunks.unfinished(session, self._lease)
+        self._todo.extend(self._known)
         self._convict()
         if not self._todo:
             self._write()
@@ -249,6 +277,8 @@ class Execution:
     def _write(self) -> None:
         """Waits for a database that is away: the answers are worth more than the wait. Raises LeaseLost."""
         result = self._patiently(lambda: self._write_once())
+        if self._is_online:
+            self._written += self._finished
         self._finished.clear()
         self._retries.clear()
         self._written_at = time.monotonic()
@@ -256,7 +286,10 @@ class Execution:
 
     def _write_once(self) -> chunks.WriteResult:
         with self._database.begin() as session:
-            return chunks.write(session, self._lease, self._finished, self._retries)
+            result = chunks.write(session, self._lease, self._finished, self._retries)
+            is_completed = self._is_online and result.is_done and online.complete(session, self._lease.job_id)
+        self._is_completed = is_completed
+        return result
 
     def _patiently(self, action: Callable[[], chunks.WriteResult]) -> chunks.WriteResult:
         while True:

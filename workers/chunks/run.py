@@ -9,7 +9,7 @@ from collections.abc import Callable
 from core.job import ServiceClass
 from core.protocol import MODEL_FAILED, Hello
 from db import chunks
-from db.chunks import Lease
+from db.chunks import Lease, Request
 from db.connection import Database
 from tasks.services import ChunkRun, Relay
 from workers.chunks.deltas import Deltas
@@ -62,23 +62,26 @@ class EngineChunkRunner:
         if hello is None or not models or self._stopping.is_set():
             logger.warning("no engine is ready: the chunk stays where it is", extra={"event": "engine.away"})
             return None
-        lease = self._claim(service_class, models)
-        if lease is None:
+        claimed = self._claim(service_class, models)
+        if claimed is None:
             return None
+        lease, requests = claimed
         watch = self._keeper.hold(lease)
         try:
-            return self._execution(lease, watch).run(hello)
+            return self._execution(lease, watch, requests).run(hello)
         finally:
             self._keeper.release(watch)
 
-    def _execution(self, lease: Lease, watch: Watch) -> Execution:
+    def _execution(self, lease: Lease, watch: Watch, requests: list[Request] | None) -> Execution:
         deltas = Deltas(self._relay, lease.job_public_id, lease.attempt)
         tools = Tools(self._database, self._engine, deltas, self._stopping, self._chance)
-        return Execution(tools, self._options, lease, watch)
+        return Execution(tools, self._options, lease, watch, requests)
 
-    def _claim(self, service_class: ServiceClass, models: list[str]) -> Lease | None:
+    def _claim(self, service_class: ServiceClass, models: list[str]) -> tuple[Lease, list[Request] | None] | None:
+        """With its requests where people wait and they are few; None instead of many, which would hold up others who
+        claim."""
         with self._database.begin() as session:
-            return chunks.claim(
+            lease = chunks.claim(
                 session,
                 owner=self._options.owner,
                 service_class=service_class.value,
@@ -86,6 +89,10 @@ class EngineChunkRunner:
                 lease_seconds=self._options.lease_seconds,
                 takes_oldest=self._chance() < self._options.oldest_claim_fraction,
             )
+            if lease is None:
+                return None
+            is_online = service_class is ServiceClass.ONLINE
+            return lease, chunks.unfinished(session, lease) if is_online else None
 
     def _usable_models(self, hello: Hello | None, service_class: ServiceClass) -> list[str]:
         """Bulk rows of a model that cannot be loaded wait, and the engine is asked to try again; people are told."""

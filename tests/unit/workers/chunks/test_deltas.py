@@ -1,7 +1,7 @@
 """Deltas as pieces: each says where in its choice it belongs."""
 
 from core.protocol import Delta
-from tasks.relay import Piece
+from tasks.relay import End, Piece
 from workers.chunks.deltas import Deltas
 
 
@@ -10,7 +10,7 @@ class Told:
         self.pieces: list[Piece] = []
         self.interrupted: list[tuple[str, int]] = []
 
-    def announce(self, job_public_id: str) -> None:
+    def announce(self, job_public_id: str, end: End | None = None) -> None:
         raise AssertionError
 
     def publish(self, job_public_id: str, piece: Piece) -> None:
