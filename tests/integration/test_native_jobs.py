@@ -73,6 +73,34 @@ def test_results_come_page_by_page(client: TestClient, world: World) -> None:
     assert "x-next-after" not in second.headers
 
 
+def test_how_each_request_stands_can_be_read_with_its_tries_and_its_last_error(
+    client: TestClient, world: World
+) -> None:
+    # Given one answered, one refused, one that is tried again, of three
+    job = submit(client)
+    lease = world.claim()
+    assert lease is not None
+    with world.database.begin() as session:
+        retry = chunks.Retry(2, 1, "model_failure", "NaN in the logits", 3600.0)
+        chunks.write(session, lease, [success(0), failure(1)], [retry])
+    # When
+    page = client.get(f"/api/v1/jobs/{job['id']}/requests?limit=2").json()
+    rest = client.get(f"/api/v1/jobs/{job['id']}/requests?after={page['next_after']}").json()
+    # Then
+    lines = page["data"] + rest["data"]
+    assert [(line["state"], line["attempt"], line["num_retries"]) for line in lines] == [
+        ("succeeded", 1, 0),
+        ("failed", 1, 0),
+        ("retrying", None, 1),
+    ]
+    assert lines[2]["last_error"] == {"code": "model_failure", "message": "NaN in the logits"}
+    assert lines[2]["retry_at"] is not None
+    assert rest["next_after"] is None
+    # When / Then
+    retrying = client.get(f"/api/v1/jobs/{job['id']}/requests?state=retrying").json()["data"]
+    assert [line["index"] for line in retrying] == [2]
+
+
 def test_a_file_is_validated_like_that_of_a_batch(client: TestClient, world: World) -> None:
     # When
     job = submit(client, prompts=None, parameters=None, input_file_id=world.upload(batch_file(range(4))))
