@@ -41,7 +41,6 @@ class JobState(StrEnum):
 class ChunkState(StrEnum):
     WAITING = "waiting"
     RUNNING = "running"
-    DELAYED = "delayed"
     DONE = "done"
     CANCELLED = "cancelled"
 
@@ -72,8 +71,7 @@ JOB_MOVES: MappingProxyType[JobState, frozenset[JobState]] = MappingProxyType(
 CHUNK_MOVES: MappingProxyType[ChunkState, frozenset[ChunkState]] = MappingProxyType(
     {
         ChunkState.WAITING: frozenset({ChunkState.RUNNING, ChunkState.CANCELLED}),
-        ChunkState.RUNNING: frozenset({ChunkState.DONE, ChunkState.WAITING, ChunkState.DELAYED, ChunkState.CANCELLED}),
-        ChunkState.DELAYED: frozenset({ChunkState.WAITING, ChunkState.CANCELLED}),
+        ChunkState.RUNNING: frozenset({ChunkState.DONE, ChunkState.WAITING, ChunkState.CANCELLED}),
         ChunkState.DONE: frozenset(),
         ChunkState.CANCELLED: frozenset(),
     }

@@ -28,6 +28,24 @@ from core.errors import ConfigurationError, InvalidRequest, Unavailable
 CONNECT_TIMEOUT_SECONDS = 5
 POOL_TIMEOUT_SECONDS = 10.0
 
+# A process that is cut off or stopped between two statements must not hold its rows: the server ends it soon, and
+# whoever talks to a machine that is gone hears of it.
+IDLE_IN_TRANSACTION_SECONDS = 10
+SERVER_OPTIONS = {
+    "jit": "off",
+    "timezone": "UTC",
+    "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_SECONDS}s",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+}
+CLIENT_KEEPALIVES = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
 # SQLAlchemy's, and those of the driver where it is used directly.
 _AWAY = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError)
 
@@ -54,8 +72,9 @@ def make_engine(url: str, *, pool_size: int = 5) -> Engine:
         connect_args={
             "prepare_threshold": 0,
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "options": "-c jit=off -c timezone=UTC",
+            "options": " ".join(f"-c {name}={value}" for name, value in SERVER_OPTIONS.items()),
             "application_name": "millrace",
+            **CLIENT_KEEPALIVES,
         },
     )
     event.listen(engine, "checkout", _refuse_broken)

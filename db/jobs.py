@@ -28,7 +28,6 @@ UNFINISHED_STATES = tuple(state.value for state in JobState if state not in TERM
 ENDING_STATES = (JobState.IN_PROGRESS.value, JobState.FINALIZING.value, JobState.CANCELLING.value)
 FINALIZING_LOCK = 0x66696E << 32  # above every job id
 BUSY_CHUNK_STATES = tuple(state.value for state in ChunkState if state not in TERMINAL_CHUNK_STATES)
-IDLE_CHUNK_STATES = (ChunkState.WAITING.value, ChunkState.DELAYED.value)
 
 
 # One statement, as somebody waits for it: the job, its requests and its chunk.
@@ -84,7 +83,7 @@ class NewOnlineRequest:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Counts of a job's rows; a busy chunk is waiting, delayed or running."""
+    """Counts of a job's rows; a busy chunk is waiting or running."""
 
     num_completed: int
     num_failed: int
@@ -158,6 +157,7 @@ def lock_validating(session: Session, public_id: str) -> JobRow | None:
 def begin_finalizing(guard: Session, public_id: str) -> JobRow | None:
     """The job when it can be ended now: no chunk is busy, it has not ended, and nobody else ends it, which stays so
     until the guarding transaction is over. None otherwise."""
+    guard.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))  # it waits for files to be written
     job = guard.scalar(select(JobRow).where(JobRow.public_id == public_id, JobRow.state.in_(ENDING_STATES)))
     if job is None or not guard.scalar(select(func.pg_try_advisory_xact_lock(FINALIZING_LOCK + job.id))):
         return None
@@ -201,7 +201,7 @@ def stop(session: Session, job: JobRow, ending: JobState) -> None:
     if stopping:
         session.execute(
             update(ChunkRow)
-            .where(ChunkRow.job_id == job.id, ChunkRow.state.in_(IDLE_CHUNK_STATES))
+            .where(ChunkRow.job_id == job.id, ChunkRow.state == ChunkState.WAITING.value)
             .values(state=ChunkState.CANCELLED.value)
         )
 
@@ -273,7 +273,7 @@ def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:
     rows = session.execute(
         text(
             "SELECT job_id, sum(num_completed), sum(num_failed), sum(prompt_tokens), sum(completion_tokens),"
-            " sum(cached_tokens), count(*) FILTER (WHERE state IN ('waiting', 'delayed', 'running'))"
+            " sum(cached_tokens), count(*) FILTER (WHERE state IN ('waiting', 'running'))"
             " FROM chunks WHERE job_id = ANY(:ids) GROUP BY job_id"
         ),
         {"ids": list(job_ids)},

@@ -9,8 +9,6 @@ from datetime import timedelta
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from core.job import DEFAULT_PRIORITY, DEFAULT_TENANT
-
 _ARRIVE = text("""
 INSERT INTO tenant_shares AS share (service_class, model, priority, tenant, used_tokens)
 SELECT :service_class, :model, :priority, :tenant, coalesce(max(started_tokens), 0) FROM tenant_shares
@@ -30,13 +28,24 @@ WHERE c.id = :chunk_id AND share.service_class = c.service_class AND share.model
   AND share.priority = c.priority AND share.tenant = c.tenant
 """)
 
-# The release before this one cuts chunks without asking for a share; they belong to the default tenant.
+# The release before this one cuts chunks without asking for a share. One step of the index per share, not per chunk.
 _RESTORE = text("""
+WITH RECURSIVE waiting AS (
+    (SELECT model, priority, tenant FROM chunks
+     WHERE state = 'waiting' AND available_at IS NULL AND service_class = 'batch'
+     ORDER BY model, priority, tenant LIMIT 1)
+    UNION ALL
+    SELECT following.* FROM waiting CROSS JOIN LATERAL (
+        SELECT c.model, c.priority, c.tenant FROM chunks AS c
+        WHERE c.state = 'waiting' AND c.available_at IS NULL AND c.service_class = 'batch'
+          AND (c.model, c.priority, c.tenant) > (waiting.model, waiting.priority, waiting.tenant)
+        ORDER BY c.model, c.priority, c.tenant LIMIT 1) AS following
+)
 INSERT INTO tenant_shares (service_class, model, priority, tenant, used_tokens)
-SELECT 'batch', placed.model, :priority, :tenant, coalesce((
-    SELECT max(started_tokens) FROM tenant_shares AS share
-    WHERE share.service_class = 'batch' AND share.model = placed.model AND share.priority = :priority), 0)
-FROM (SELECT DISTINCT model FROM placements) AS placed
+SELECT 'batch', waiting.model, waiting.priority, waiting.tenant, coalesce((
+    SELECT max(started_tokens) FROM tenant_shares AS share WHERE share.service_class = 'batch'
+      AND share.model = waiting.model AND share.priority = waiting.priority), 0)
+FROM waiting
 ON CONFLICT DO NOTHING
 """)
 
@@ -44,7 +53,7 @@ _FORGET = text("""
 DELETE FROM tenant_shares AS share WHERE used_at < clock_timestamp() - :older_than AND NOT EXISTS (
     SELECT FROM chunks WHERE chunks.service_class = share.service_class AND chunks.model = share.model
       AND chunks.priority = share.priority AND chunks.tenant = share.tenant
-      AND chunks.state IN ('waiting', 'running', 'delayed'))
+      AND chunks.state IN ('waiting', 'running'))
 """)
 
 
@@ -60,8 +69,8 @@ def settle(session: Session, chunk_id: int) -> None:
 
 
 def restore(session: Session) -> None:
-    """Makes sure that chunks which the release before cut are served."""
-    session.execute(_RESTORE, {"priority": DEFAULT_PRIORITY, "tenant": DEFAULT_TENANT})
+    """Makes sure that whatever waits has a share: chunks that the release before cut have none."""
+    session.execute(_RESTORE)
 
 
 def forget(session: Session, *, older_than: timedelta) -> None:

@@ -58,8 +58,9 @@ output file, what never ran is in its error file.
 """
 CHUNK_STATES = """
 `running` means leased: to one worker, for a time, under an attempt number. A chunk goes from `running` back to
-`waiting` when its lease expires, or when a worker that shuts down or lost its engine hands it back. A `delayed` chunk
-holds only requests that failed in a way that another try may mend; it waits until the first of them is due.
+`waiting` when its lease expires, or when a worker that shuts down or lost its engine hands it back. A waiting chunk
+with a time of availability holds only requests that failed in a way that another try may mend: it cannot be claimed
+until the first of them is due.
 """
 REQUEST_STATES = """
 A request has no column for its state: its outcome is its state, or its row among the retries, which tells how often it

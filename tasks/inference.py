@@ -32,7 +32,8 @@ def run_chunk(model: str, chunk: str, service_class: str) -> None:
             _report_loss(services, run.lost_model)
         if run.is_closed:
             _close(services, wanted, run)
-        if wanted is ServiceClass.BATCH:  # whoever waits for an answer sends a message with each request
+        # Whoever waits for an answer sends a message with each request; one that is handed back needs another.
+        if wanted is ServiceClass.BATCH or not run.is_closed:
             dispatcher.refill(services)
         if not run.is_done or time.monotonic() >= turn_ends_at:
             return

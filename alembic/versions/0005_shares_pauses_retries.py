@@ -24,10 +24,14 @@ def upgrade() -> None:
         "chunks",
         ["service_class", "model", "priority", "tenant", "id"],
         unique=False,
-        postgresql_where=sa.text("state = 'waiting'"),
+        postgresql_where=sa.text("state = 'waiting' AND available_at IS NULL"),
     )
     op.create_index(
-        "ix_chunks_delayed", "chunks", ["available_at"], unique=False, postgresql_where=sa.text("state = 'delayed'")
+        "ix_chunks_delayed",
+        "chunks",
+        ["available_at"],
+        unique=False,
+        postgresql_where=sa.text("available_at IS NOT NULL"),
     )
     op.create_table(
         "tenant_shares",
@@ -65,12 +69,11 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute("UPDATE chunks SET state = 'waiting' WHERE state = 'delayed'")
     op.drop_table("retries")
     op.drop_table("pauses")
     op.drop_table("tenant_shares")
-    op.drop_index("ix_chunks_delayed", table_name="chunks", postgresql_where=sa.text("state = 'delayed'"))
-    op.drop_index("ix_chunks_waiting_tenant", table_name="chunks", postgresql_where=sa.text("state = 'waiting'"))
+    op.drop_index("ix_chunks_delayed", table_name="chunks", postgresql_where=sa.text("available_at IS NOT NULL"))
+    op.drop_index("ix_chunks_waiting_tenant", table_name="chunks")
     op.drop_column("outcomes", "attempt")
     op.drop_column("chunks", "available_at")
     op.drop_column("chunks", "cost_tokens")

@@ -45,13 +45,13 @@ INSERT INTO chunks (job_id, index, first_request, num_requests, model, service_c
 SELECT j.id, k, k * :rows, least(:rows, j.num_requests - k * :rows), j.model, j.service_class, j.tenant, j.priority,
     :rows * 16, s.state, 1, CASE WHEN s.state = 'running' THEN 'worker' END,
     CASE WHEN s.state = 'running' THEN now() + interval '15 seconds' END,
-    CASE WHEN s.state = 'delayed' THEN now() + interval '1 minute' END,
+    CASE WHEN k % 10 = 9 AND s.state = 'waiting' THEN now() + interval '1 minute' END,
     CASE WHEN s.state = 'done' THEN least(:rows, j.num_requests - k * :rows) ELSE 0 END,
     CASE WHEN s.state = 'done' THEN :rows * 16 ELSE 0 END
 FROM jobs AS j, generate_series(0, (j.num_requests - 1) / :rows) AS k,
 LATERAL (SELECT CASE WHEN j.state IN ('completed', 'finalizing') THEN 'done' WHEN j.state = 'cancelled' THEN 'cancelled'
     WHEN j.service_class = 'online' THEN 'waiting' WHEN k < (j.num_requests / :rows) / 3 THEN 'done'
-    WHEN k % 10 = 7 THEN 'running' WHEN k % 10 = 9 THEN 'delayed' ELSE 'waiting' END) AS s(state)
+    WHEN k % 10 = 7 THEN 'running' ELSE 'waiting' END) AS s(state)
 WHERE j.state NOT IN ('validating', 'failed')
 """
 

@@ -5,11 +5,12 @@ commit: a worker whose lease was taken finds no row, raises LeaseLost and has wr
 """
 
 from db.chunks.claiming import Backlog, backlog, claim
-from db.chunks.lease import Crash, Lease, Outcome, Request, Retry, WriteResult
+from db.chunks.lease import LEASE_COLUMNS, Crash, Lease, Outcome, Request, Retry, WriteResult, lease_of
 from db.chunks.leases import Held, Standing, clamp, expire, renew, standing
 from db.chunks.writing import cancel_stopped, delay, hand_back, unfinished, wake_delayed, write
 
 __all__ = [
+    "LEASE_COLUMNS",
     "Backlog",
     "Crash",
     "Held",
@@ -26,6 +27,7 @@ __all__ = [
     "delay",
     "expire",
     "hand_back",
+    "lease_of",
     "renew",
     "standing",
     "unfinished",

@@ -12,11 +12,11 @@ lowest priority moves too.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
 
 from core.job import ServiceClass
-from db.chunks.lease import Lease
+from db.chunks.lease import LEASE_COLUMNS, Lease, lease_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ _ONLINE_CANDIDATES = """
     CROSS JOIN LATERAL (
         SELECT id, priority FROM chunks
         WHERE state = 'waiting' AND service_class = :service_class AND model = open.model
-        ORDER BY priority DESC, id LIMIT 64
+        ORDER BY {order} LIMIT 64
     ) AS candidate
 """
 
@@ -49,7 +49,7 @@ _SHARED_CANDIDATES = """
     JOIN tenant_shares AS share ON share.service_class = :service_class AND share.model = open.model
     CROSS JOIN LATERAL (
         SELECT id FROM chunks
-        WHERE state = 'waiting' AND service_class = :service_class AND model = share.model
+        WHERE state = 'waiting' AND available_at IS NULL AND service_class = :service_class AND model = share.model
           AND priority = share.priority AND tenant = share.tenant
         ORDER BY id LIMIT 16
     ) AS candidate
@@ -58,23 +58,19 @@ _SHARED_CANDIDATES = """
 # One row is locked, the best that nobody else is claiming: locking one per tenant would take it from other claimers.
 _CLAIM = """
 WITH open AS ({open}), candidates AS ({candidates}), best AS (
-    SELECT chunks.id FROM chunks JOIN candidates ON candidates.id = chunks.id WHERE chunks.state = 'waiting'
+    SELECT chunks.id FROM chunks JOIN candidates ON candidates.id = chunks.id
+    WHERE chunks.state = 'waiting' AND chunks.available_at IS NULL
     ORDER BY CASE WHEN :takes_oldest THEN 0 ELSE candidates.priority END DESC,
         CASE WHEN :takes_oldest THEN 0 ELSE candidates.used_tokens END, chunks.id
     LIMIT 1 FOR UPDATE OF chunks SKIP LOCKED
 ), claimed AS (
-    UPDATE chunks SET state = 'running', owner = :owner, attempt = attempt + 1,
+    UPDATE chunks AS c SET state = 'running', owner = :owner, attempt = c.attempt + 1,
         lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
     FROM best, jobs
-    WHERE chunks.id = best.id AND jobs.id = chunks.job_id
-    RETURNING chunks.id AS chunk_id, chunks.owner, chunks.attempt, chunks.job_id, jobs.public_id AS job_public_id,
-        chunks.tenant, chunks.index AS chunk_index, chunks.first_request, chunks.num_requests, chunks.model,
-        jobs.endpoint, chunks.num_crashes, chunks.suspect_request, chunks.suspect_crashes, chunks.crash_width,
-        chunks.service_class, chunks.priority, chunks.cost_tokens
+    WHERE c.id = best.id AND jobs.id = c.job_id
+    RETURNING {lease}, c.priority, c.cost_tokens
 ){charge}
-SELECT chunk_id, owner, attempt, job_id, job_public_id, tenant, chunk_index, first_request, num_requests, model,
-    endpoint, num_crashes, suspect_request, suspect_crashes, crash_width, service_class
-FROM claimed
+SELECT * FROM claimed
 """
 
 _CHARGE = """, charged AS (
@@ -85,8 +81,14 @@ _CHARGE = """, charged AS (
       AND share.priority = claimed.priority AND share.tenant = claimed.tenant
 )"""
 
-_CLAIM_ONLINE = text(_CLAIM.format(open=_OPEN_MODELS, candidates=_ONLINE_CANDIDATES, charge=""))
-_CLAIM_SHARED = text(_CLAIM.format(open=_OPEN_MODELS, candidates=_SHARED_CANDIDATES, charge=_CHARGE))
+
+def _claim(candidates: str, charge: str = "") -> TextClause:
+    return text(_CLAIM.format(open=_OPEN_MODELS, candidates=candidates, lease=LEASE_COLUMNS, charge=charge))
+
+
+_CLAIM_ONLINE = _claim(_ONLINE_CANDIDATES.format(order="priority DESC, id"))
+_CLAIM_ONLINE_OLDEST = _claim(_ONLINE_CANDIDATES.format(order="id"))
+_CLAIM_SHARED = _claim(_SHARED_CANDIDATES, _CHARGE)
 
 _BACKLOG = text("""
 SELECT wanted.service_class, wanted.model, waiting.names
@@ -96,8 +98,8 @@ CROSS JOIN LATERAL (
     SELECT array_agg(best.name) AS names FROM (
         SELECT jobs.public_id || '#' || chunks.index AS name
         FROM chunks JOIN jobs ON jobs.id = chunks.job_id
-        WHERE chunks.state = 'waiting' AND chunks.service_class = wanted.service_class
-          AND chunks.model = wanted.model
+        WHERE chunks.state = 'waiting' AND chunks.available_at IS NULL
+          AND chunks.service_class = wanted.service_class AND chunks.model = wanted.model
         ORDER BY chunks.priority DESC, chunks.id LIMIT :window) AS best) AS waiting
 WHERE waiting.names IS NOT NULL
   AND NOT EXISTS (SELECT FROM pauses WHERE pauses.service_class IN ('*', wanted.service_class)
@@ -115,7 +117,9 @@ def claim(
     takes_oldest: bool = False,
 ) -> Lease | None:
     """The best waiting chunk among these models, leased to `owner`; None when nothing waits, or all is paused."""
-    statement = _CLAIM_ONLINE if service_class == ServiceClass.ONLINE else _CLAIM_SHARED
+    statement = _CLAIM_SHARED
+    if service_class == ServiceClass.ONLINE:
+        statement = _CLAIM_ONLINE_OLDEST if takes_oldest else _CLAIM_ONLINE
     values = {
         "owner": owner,
         "service_class": service_class,
@@ -126,7 +130,7 @@ def claim(
     row = session.execute(statement, values).one_or_none()
     if row is None:
         return None
-    return Lease(**row._mapping, lease_seconds=lease_seconds)
+    return lease_of(row._mapping, lease_seconds)
 
 
 def backlog(session: Session, *, window: int) -> list[Backlog]:

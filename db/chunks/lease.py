@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
+from sqlalchemy import RowMapping
+
 from core.errors import LeaseLost
+
+# What a claim returns: the fields of `Lease` but `lease_seconds`, of the updated `chunks AS c` and its `jobs`.
+LEASE_COLUMNS = """c.id AS chunk_id, c.owner, c.attempt, c.job_id, jobs.public_id AS job_public_id, c.tenant,
+    c.index AS chunk_index, c.first_request, c.num_requests, c.model, coalesce(jobs.endpoint, '') AS endpoint,
+    c.num_crashes, c.suspect_request, c.suspect_crashes, c.crash_width, c.service_class"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +92,9 @@ class WriteResult:
 
     is_done: bool
     is_stopping: bool
+
+
+def lease_of(row: RowMapping, lease_seconds: float) -> Lease:
+    """`row`: has LEASE_COLUMNS, and what else the claim returned."""
+    fields = {name: row[name] for name in Lease.__slots__ if name != "lease_seconds"}
+    return Lease(**fields, lease_seconds=lease_seconds)

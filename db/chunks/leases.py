@@ -6,8 +6,11 @@ Time is the database's. A lease that ends later than any worker asks for was wri
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
+
+from core.job import ChunkState
+from db import shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +26,13 @@ class Standing:
     """How a lease that is still held stands. is_stopping: its job is being cancelled or has expired. is_paused: a
     person holds its model or queue."""
 
-    chunk_id: int
+    held: Held
     is_stopping: bool
     is_paused: bool
 
 
 _STANDING_COLUMNS = """
-    c.id, (jobs.state = 'cancelling' OR jobs.ending IS NOT NULL) AS is_stopping,
+    c.id, c.attempt, (jobs.state = 'cancelling' OR jobs.ending IS NOT NULL) AS is_stopping,
     EXISTS (SELECT FROM pauses WHERE pauses.service_class IN ('*', c.service_class)
             AND pauses.model IN ('*', c.model)) AS is_paused
 """
@@ -67,7 +70,7 @@ WITH expired AS (
 UPDATE chunks SET owner = NULL, lease_until = NULL,
     state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END
 FROM expired, jobs WHERE chunks.id = expired.id AND jobs.id = chunks.job_id
-RETURNING chunks.id, jobs.public_id, chunks.index, chunks.attempt
+RETURNING chunks.id, jobs.public_id, chunks.index, chunks.attempt, chunks.state
 """)
 
 _CLAMP = text("""
@@ -83,13 +86,17 @@ FROM stretched WHERE chunks.id = stretched.id RETURNING chunks.id
 
 def standing(session: Session, owner: str, held: Sequence[Held]) -> list[Standing]:
     """How each of these leases stands; one that is lost is missing."""
-    return [Standing(*row) for row in session.execute(_LOOK_STATEMENT, _held_values(owner, held))]
+    return _standings(session.execute(_LOOK_STATEMENT, _held_values(owner, held)).all())
 
 
 def renew(session: Session, owner: str, held: Sequence[Held], lease_seconds: float) -> list[Standing]:
     """As `standing`, and those that are held belong to their owner for another `lease_seconds`."""
     values = {**_held_values(owner, held), "lease_seconds": lease_seconds}
-    return [Standing(*row) for row in session.execute(_RENEW_STATEMENT, values)]
+    return _standings(session.execute(_RENEW_STATEMENT, values).all())
+
+
+def _standings(rows: Sequence[Row[int, int, bool, bool]]) -> list[Standing]:
+    return [Standing(Held(row[0], row[1]), row[2], row[3]) for row in rows]
 
 
 def _held_values(owner: str, held: Sequence[Held]) -> dict[str, object]:
@@ -102,7 +109,11 @@ def _held_values(owner: str, held: Sequence[Held]) -> dict[str, object]:
 
 def expire(session: Session) -> list[tuple[int, str, int, int]]:
     """Takes back every chunk whose lease has run out: (chunk id, job's public id, chunk index, attempt) of each."""
-    return [(row[0], row[1], row[2], row[3]) for row in session.execute(_EXPIRE)]
+    rows = session.execute(_EXPIRE).all()
+    for row in rows:
+        if row.state == ChunkState.CANCELLED:
+            shares.settle(session, row.id)
+    return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
 def clamp(session: Session, *, lease_seconds: float, longest_seconds: float) -> int:

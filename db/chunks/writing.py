@@ -97,25 +97,25 @@ UPDATE chunks AS c SET owner = NULL, lease_until = NULL, num_crashes = c.num_cra
 FROM jobs
 WHERE c.id = :chunk_id AND c.owner = :owner AND c.attempt = :attempt AND c.state = 'running'
   AND jobs.id = c.job_id
-RETURNING c.id
+RETURNING c.state
 """)
 
 _DELAY = text("""
 UPDATE chunks AS c SET owner = NULL, lease_until = NULL, num_handed_back = c.num_handed_back + 1,
-    state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'delayed' END,
-    available_at = (SELECT min(retry_at) FROM retries
+    state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END,
+    available_at = (SELECT coalesce(min(retry_at), clock_timestamp()) FROM retries
         WHERE retries.job_id = c.job_id AND retries.index >= c.first_request
           AND retries.index < c.first_request + c.num_requests
           AND NOT EXISTS (SELECT FROM outcomes o WHERE o.job_id = retries.job_id AND o.index = retries.index))
 FROM jobs
 WHERE c.id = :chunk_id AND c.owner = :owner AND c.attempt = :attempt AND c.state = 'running'
   AND jobs.id = c.job_id
-RETURNING c.id
+RETURNING c.state
 """)
 
 _WAKE_DELAYED = text("""
 WITH due AS (
-    SELECT id FROM chunks WHERE state = 'delayed' AND coalesce(available_at, '-infinity') <= clock_timestamp()
+    SELECT id FROM chunks WHERE state = 'waiting' AND available_at <= clock_timestamp()
     FOR UPDATE SKIP LOCKED
 )
 UPDATE chunks SET available_at = NULL,
@@ -126,7 +126,7 @@ RETURNING chunks.id
 
 _CANCEL_STOPPED = text("""
 UPDATE chunks SET state = 'cancelled' FROM jobs
-WHERE jobs.id = chunks.job_id AND chunks.state IN ('waiting', 'delayed')
+WHERE jobs.id = chunks.job_id AND chunks.state = 'waiting'
   AND (jobs.state = 'cancelling' OR (jobs.state = 'in_progress' AND jobs.ending IS NOT NULL))
 RETURNING chunks.id
 """)
@@ -182,18 +182,24 @@ def hand_back(session: Session, lease: Lease, crash: Crash | None = None, *, cra
         "suspect": crash.suspect_request if crash else None,
         "crash_width": crash.width if crash else crash_width,
     }
-    if session.execute(_HAND_BACK, values).one_or_none() is None:
-        raise lease.lost()
+    _give_up(session, lease, session.execute(_HAND_BACK, values).scalar_one_or_none())
 
 
 def delay(session: Session, lease: Lease) -> None:
     """Puts the chunk aside until the first of its requests that are to be tried again is due. Raises LeaseLost."""
-    if session.execute(_DELAY, _token(lease)).one_or_none() is None:
+    _give_up(session, lease, session.execute(_DELAY, _token(lease)).scalar_one_or_none())
+
+
+def _give_up(session: Session, lease: Lease, state: str | None) -> None:
+    """state: what became of the chunk, None where it is somebody else's."""
+    if state is None:
         raise lease.lost()
+    if state == ChunkState.CANCELLED and lease.service_class != ServiceClass.ONLINE:
+        shares.settle(session, lease.chunk_id)
 
 
 def wake_delayed(session: Session) -> int:
-    """Returns delayed chunks that are due to the waiting ones, and says how many they were."""
+    """Makes delayed chunks that are due claimable again, and says how many they were."""
     return len(session.execute(_WAKE_DELAYED).all())
 
 

@@ -49,7 +49,7 @@ class HeavyProgress:
     device: str | None
 
 
-_CLAIM = text("""
+_CLAIM = """
 WITH best AS (
     SELECT c.id FROM chunks c JOIN heavy_jobs h ON h.job_id = c.job_id
     WHERE c.state = 'waiting' AND c.service_class = 'heavy' AND c.model = ANY(:models)
@@ -63,11 +63,10 @@ UPDATE chunks c SET state = 'running', owner = :owner, attempt = attempt + 1,
     lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
 FROM best, jobs, requests r
 WHERE c.id = best.id AND jobs.id = c.job_id AND r.job_id = c.job_id AND r.index = 0
-RETURNING c.id AS chunk_id, c.owner, c.attempt, c.job_id, jobs.public_id AS job_public_id, jobs.tenant,
-    c.index AS chunk_index, c.first_request, c.num_requests, c.model, coalesce(jobs.endpoint, '') AS endpoint,
-    c.num_crashes, c.suspect_request, c.suspect_crashes, c.service_class, jobs.kind, r.body,
+RETURNING {lease}, jobs.kind, r.body,
     c.attempt - c.num_handed_back AS num_attempts
-""")
+"""
+_CLAIM_STATEMENT = text(_CLAIM.format(lease=chunks.LEASE_COLUMNS))
 
 _WAITING = text("""
 SELECT DISTINCT p.node, jobs.public_id
@@ -92,6 +91,7 @@ def create(session: Session, new: NewJob, *, node: str | None, parameters: str) 
             num_requests=1,
             model=new.model,
             service_class=new.service_class.value,
+            tenant=new.tenant,
             priority=new.priority,
             state="waiting",
         )
@@ -114,12 +114,10 @@ def claim(session: Session, by: Claimant) -> Claimed | None:
         "models": list(by.models),
         "lease_seconds": by.lease_seconds,
     }
-    row = session.execute(_CLAIM, values).one_or_none()
+    row = session.execute(_CLAIM_STATEMENT, values).one_or_none()
     if row is None:
         return None
-    fields = dict(row._mapping)
-    kind, body, num_attempts = fields.pop("kind"), fields.pop("body"), fields.pop("num_attempts")
-    return Claimed(Lease(**fields, lease_seconds=by.lease_seconds), kind, body, num_attempts)
+    return Claimed(chunks.lease_of(row._mapping, by.lease_seconds), row.kind, row.body, row.num_attempts)
 
 
 def waiting(session: Session, job: str | None = None) -> list[tuple[str, str]]:

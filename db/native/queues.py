@@ -44,13 +44,13 @@ SELECT c.service_class, c.model,
     coalesce(sum(c.num_requests - c.num_completed - c.num_failed) FILTER (WHERE c.state = 'running'), 0),
     extract(epoch FROM clock_timestamp() - min(j.created_at) FILTER (WHERE c.state <> 'running'))
 FROM chunks c JOIN jobs j ON j.id = c.job_id
-WHERE c.state = 'waiting' OR c.state = 'running' OR c.state = 'delayed'
+WHERE c.state = 'waiting' OR c.state = 'running'
 GROUP BY c.service_class, c.model
 UNION ALL
 SELECT wanted.class, p.model, 0, 0, 0, 0, NULL
 FROM (SELECT DISTINCT model FROM placements) AS p CROSS JOIN (VALUES ('online'), ('batch')) AS wanted(class)
 WHERE NOT EXISTS (SELECT FROM chunks c WHERE c.service_class = wanted.class AND c.model = p.model
-                  AND (c.state = 'waiting' OR c.state = 'running' OR c.state = 'delayed'))
+                  AND (c.state = 'waiting' OR c.state = 'running'))
 ) AS figures ORDER BY 1 DESC, 2
 """)
 

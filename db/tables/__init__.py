@@ -247,7 +247,7 @@ class ChunkRow(Row):
     `crash_width`: the engine died while so many of the first unfinished requests were in flight, and since then they
     have not run through; NULL: none is suspected.
     `tenant` is the job's, `cost_tokens` the answer tokens that its requests ask for at most; `available_at` is when
-    the first of the requests that a `delayed` chunk waits for may be tried again."""
+    the first of the requests that a waiting chunk is put aside for may be tried again; NULL: it may be claimed now."""
 
     __tablename__ = "chunks"
 
@@ -294,10 +294,10 @@ class ChunkRow(Row):
             "priority",
             "tenant",
             "id",
-            postgresql_where=text("state = 'waiting'"),
+            postgresql_where=text("state = 'waiting' AND available_at IS NULL"),
         ),
         Index("ix_chunks_running", "id", postgresql_where=text("state = 'running'")),
-        Index("ix_chunks_delayed", "available_at", postgresql_where=text("state = 'delayed'")),
+        Index("ix_chunks_delayed", "available_at", postgresql_where=text("available_at IS NOT NULL")),
         {"postgresql_with": {"fillfactor": "70"}},
     )
 

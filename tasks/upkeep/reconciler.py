@@ -30,10 +30,11 @@ def reconcile() -> None:
     take_back(services)
     expire_overdue(services)
     move_on(services)
-    keep_shares(services)
-    fold_usage(services)
+    restore_shares(services)
     dispatcher.refill(services)
     heavy.wake_nodes(services)
+    forget_shares(services)  # bookkeeping comes last: nothing waits for it
+    fold_usage(services)
 
 
 def take_back(services: Services) -> int:
@@ -66,9 +67,13 @@ def expire_overdue(services: Services) -> None:
             )
 
 
-def keep_shares(services: Services) -> None:
+def restore_shares(services: Services) -> None:
     with services.database.begin() as session:
         shares.restore(session)
+
+
+def forget_shares(services: Services) -> None:
+    with services.database.begin() as session:
         shares.forget(session, older_than=FORGET_SHARES_AFTER)
 
 

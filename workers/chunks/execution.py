@@ -229,7 +229,7 @@ class Execution:
             self._deltas.take(self._in_flight[answer.id].index, answer)
             return
         request = self._in_flight.pop(answer.id)
-        self._num_cleared += not isinstance(answer, Failed) or answer.code not in retrying.NOT_THE_REQUESTS_FAULT
+        self._num_cleared += retrying.has_run(answer)
         if isinstance(answer, Finished):
             self._finished.append(outcome.of_finished(self._lease, request.index, answer, int(time.time())))
         elif isinstance(answer, Embedded):
@@ -253,6 +253,8 @@ class Execution:
     def _give_back(self, index: int, failure: Failed) -> None:
         """One that was to run alone and had not begun has nothing to do with the crash."""
         self._must_hand_back = True
+        if failure.code == retrying.OVERLOADED and self._crash_width is None:
+            self._crash_width = len(self._in_flight) + 1  # what did not fit together is tried in smaller groups
         if failure.code != ENGINE_LOST or self._crash is not None:
             return
         if not self._is_alone:

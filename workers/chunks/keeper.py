@@ -112,9 +112,9 @@ class LeaseKeeper:
             return
         self._is_away = False
         for watch in watches:
-            watch.note(standings.get(watch.held.chunk_id))
+            watch.note(standings.get(watch.held))
 
-    def _ask(self, held: list[Held]) -> dict[int, Standing]:
+    def _ask(self, held: list[Held]) -> dict[Held, Standing]:
         now = self._clock()
         is_due = now - self._renewed_at >= self._lease_seconds / RENEWALS_PER_LEASE
         with self._database.begin() as session:
@@ -124,4 +124,4 @@ class LeaseKeeper:
                 found = chunks.standing(session, self._owner, held)
         if is_due:
             self._renewed_at = now
-        return {standing.chunk_id: standing for standing in found}
+        return {standing.held: standing for standing in found}
