@@ -9,6 +9,10 @@ from core.job import DEFAULT_PRIORITY, MAX_PRIORITY, MIN_PRIORITY
 from core.openai.completion import CHAT_ENDPOINT
 
 Priority = Annotated[int, Field(ge=MIN_PRIORITY, le=MAX_PRIORITY, description="9 runs first.")]
+# Of a benchmark: at 1,000 tokens a second, three hours.
+MOST_TOKENS = 10_000_000
+MOST_REQUEST_TOKENS = 131_072
+
 Metadata = Annotated[dict[str, str], Field(max_length=16)]
 Deadline = Annotated[AwareDatetime, Field(description="What has not run by then expires.")]
 
@@ -79,7 +83,7 @@ class WarmingBody(HeavyBody):
 
     kind: Literal["warming"]
     prompts: list[str] = Field([], max_length=1000, description="Run on the model once it is loaded.")
-    max_tokens: int = Field(1, ge=1, description="Answer tokens of each prompt.")
+    max_tokens: int = Field(1, ge=1, le=MOST_REQUEST_TOKENS, description="Answer tokens of each prompt.")
 
     def parameters(self) -> Warming:
         return Warming(self.prompts, self.max_tokens)
@@ -95,10 +99,21 @@ class BenchmarkBody(HeavyBody):
 
     kind: Literal["benchmark"]
     workload: Literal["short", "chat", "long"] = Field("chat", description="Lengths and numbers, unless given.")
-    prompt_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    answer_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    prompt_tokens: int | None = Field(None, ge=1, le=MOST_REQUEST_TOKENS)
+    answer_tokens: int | None = Field(None, ge=1, le=MOST_REQUEST_TOKENS)
     num_requests: int | None = Field(None, ge=1, le=100_000)
     concurrency: int | None = Field(None, ge=1, le=10_000)
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> "BenchmarkBody":
+        wanted = self.parameters()
+        num_tokens = wanted.num_requests * (wanted.prompt_tokens + wanted.answer_tokens)
+        if num_tokens > MOST_TOKENS:
+            raise ValueError(
+                f"expected at most {MOST_TOKENS:,} tokens of prompts and answers in all, got {num_tokens:,}: ask for "
+                "fewer or shorter requests"
+            )
+        return self
 
     def parameters(self) -> Workload:
         named = WORKLOADS[self.workload]
@@ -118,7 +133,9 @@ class QuantizationBody(HeavyBody):
 
     kind: Literal["quantization"]
     method: Literal["nf4", "int8"]
-    name: str | None = Field(None, min_length=1, max_length=200, description="Of the artifact; made up otherwise.")
+    name: str | None = Field(
+        None, min_length=1, max_length=200, pattern=r"^[^\x00]+$", description="Of the artifact; made up otherwise."
+    )
 
     def parameters(self) -> Quantization:
         return Quantization(self.method, self.name or f"{self.model}-{self.method}")

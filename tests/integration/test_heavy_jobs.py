@@ -16,6 +16,7 @@ from api.app import create_api
 from core.errors import Interrupted, ModelFailure, Unavailable
 from core.job import JobKind
 from db.native.heavy import Claimant
+from db.tables import ArtifactRow
 from tasks import heavy as heavy_tasks
 from tasks import services as installed
 from tasks.heavy import run_heavy
@@ -204,6 +205,54 @@ def test_what_another_try_may_mend_is_tried_again_but_not_for_ever(node: Node) -
         run_heavy(job)
     # Then
     assert node.job(job)["state"] == "failed"
+
+
+def test_a_job_whose_workers_died_is_given_up_before_it_is_tried(node: Node) -> None:
+    # Given a job that took its worker along each time
+    node.works[JobKind.WARMING] = Failing(ZeroDivisionError("it was tried"))
+    job = node.submit(kind="warming")
+    with node.world.database.begin() as session:
+        session.execute(text("UPDATE chunks SET attempt = :attempt"), {"attempt": MAX_ATTEMPTS})
+    # When
+    run_heavy(job)
+    # Then
+    shown = node.job(job)
+    assert shown["state"] == "failed"
+    assert "died 3 times" in str(shown["errors"])
+
+
+@dataclass
+class Making:
+    """A work whose result cannot be kept."""
+
+    name: str
+
+    def __call__(self, task: Task, talk: Talk) -> Result:
+        row = ArtifactRow(
+            id=task.job_public_id,
+            tenant=task.tenant,
+            name=self.name,
+            kind="quantization",
+            source_model=task.model,
+            node="node",
+            directory="/nowhere",
+            num_bytes=1,
+            job_public_id=task.job_public_id,
+            details={},
+        )
+        return Result({}, row)
+
+
+def test_a_job_whose_result_cannot_be_kept_has_failed(node: Node) -> None:
+    # Given
+    node.works[JobKind.WARMING] = Making("a\0b")
+    job = node.submit(kind="warming")
+    # When
+    run_heavy(job)
+    # Then
+    shown = node.job(job)
+    assert shown["state"] == "failed"
+    assert "cannot be kept" in str(shown["errors"])
 
 
 def test_a_job_for_one_node_is_left_alone_by_the_others(node: Node) -> None:

@@ -3,14 +3,16 @@ where its answers arrive: tokens per second, time to first token, time between t
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import quantiles
 
 import msgspec
 
+from core.errors import ModelFailure
 from core.heavy import Workload
-from core.protocol import BULK_PRIORITY, Delta, Finished, Generate, Sampling
+from core.protocol import BULK_PRIORITY, Delta, Finished, Generate, ModelStatus, Sampling
 from workers.heavy.engine_access import EngineAccess, EngineSession
 from workers.heavy.work import Result, Talk, Task
 
@@ -37,11 +39,21 @@ class BenchmarkWork:
         workload = msgspec.json.decode(task.parameters, type=Workload)
         with self._engine.connect(task.job_public_id) as engine:
             talk.report(0.0, f"loading {task.model}")
-            engine.load(task.model, talk)
+            check_length(workload, engine.load(task.model, talk))
             hello = engine.hello(talk)
             run = _Run(task, workload, concurrency=max(1, min(workload.concurrency, hello.credits)))
             run.drive(engine, talk)
         return Result({"device": hello.device, **run.figures()})
+
+
+def check_length(workload: Workload, status: ModelStatus) -> None:
+    """Raises ModelFailure for requests that do not fit into the model's context."""
+    num_tokens = workload.prompt_tokens + workload.answer_tokens
+    if status.context_tokens and num_tokens > status.context_tokens:
+        raise ModelFailure(
+            f"expected prompt and answer to fit into the {status.context_tokens} tokens of {status.name}, got "
+            f"{num_tokens}: ask for shorter requests"
+        )
 
 
 class _Run:
@@ -50,7 +62,7 @@ class _Run:
     def __init__(self, task: Task, workload: Workload, *, concurrency: int) -> None:
         self._workload = workload
         self._concurrency = concurrency
-        self._waiting = list(requests(task, workload))[::-1]
+        self._waiting = requests(task, workload)
         self._watched: dict[str, _Watched] = {}
         self._ttfts: list[float] = []
         self._gaps: list[float] = []
@@ -59,20 +71,24 @@ class _Run:
 
     def drive(self, engine: EngineSession, talk: Talk) -> None:
         began = time.monotonic()
-        while self._waiting or self._watched:
-            while self._waiting and len(self._watched) < self._concurrency:
-                request = self._waiting.pop()
-                self._watched[request.id] = _Watched(time.monotonic())
-                engine.submit([request])
+        self._fill(engine, talk)
+        while self._watched:
             answer = engine.next_answer(talk)
             now = time.monotonic()
             if isinstance(answer, Delta):
                 self._hear(self._watched[answer.id], answer, now)
             elif isinstance(answer, Finished):
                 self._finish(answer, now)
+                self._fill(engine, talk)
                 num_requests = self._workload.num_requests
                 talk.report(self._num_done / num_requests, f"{self._num_done} of {num_requests} requests")
         self._seconds = time.monotonic() - began
+
+    def _fill(self, engine: EngineSession, talk: Talk) -> None:
+        for request in islice(self._waiting, self._concurrency - len(self._watched)):
+            talk.check()
+            self._watched[request.id] = _Watched(time.monotonic())
+            engine.submit([request])
 
     def _hear(self, watched: _Watched, delta: Delta, now: float) -> None:
         """A delta of several tokens counts as that many equal gaps."""
@@ -104,22 +120,21 @@ class _Run:
         }
 
 
-def requests(task: Task, workload: Workload) -> Sequence[Generate]:
-    """Random prompts, the same ones every time, that no prefix of another request spares."""
+def requests(task: Task, workload: Workload) -> Iterator[Generate]:
+    """Random prompts, the same ones every time, that no prefix of another request spares; each made when it is asked
+    for, since all of them may be more than memory holds."""
     chance = random.Random(SEED)  # noqa: S311  # not for secrets
     sampling = Sampling(max_tokens=workload.answer_tokens, temperature=0.0, ignore_eos=True)
-    return [
-        Generate(
+    for index in range(workload.num_requests):
+        yield Generate(
             f"{task.job_public_id}-{index}",
             task.model,
             sampling,
-            token_ids=[chance.choice(TOKEN_IDS) for _ in range(workload.prompt_tokens)],
+            token_ids=chance.choices(TOKEN_IDS, k=workload.prompt_tokens),
             priority=BULK_PRIORITY,
             stream=True,
             prefix_scope=task.job_public_id,
         )
-        for index in range(workload.num_requests)
-    ]
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

@@ -42,7 +42,8 @@ class HeavyJobRunner:
             claimed = heavy.claim(session, self._claimant)
         if claimed is None:
             return None
-        return _Execution(self._database, self._works[JobKind(claimed.kind)], claimed, self._stopping).run()
+        execution = _Execution(self._database, self._works[JobKind(claimed.kind)], claimed, self._stopping)
+        return execution.give_up() if claimed.num_attempts > MAX_ATTEMPTS else execution.run()
 
 
 class _Execution:
@@ -61,19 +62,28 @@ class _Execution:
         self._is_job_stopping = False
         self._thread = threading.Thread(target=self._do, name=f"job {claimed.lease.job_public_id}", daemon=True)
 
+    def give_up(self) -> HeavyRun:
+        """Of a job whose workers died: it ends without being tried."""
+        self._error = ModelFailure(f"the worker that ran the job died {MAX_ATTEMPTS} times, so it is not tried again")
+        self._conclude()
+        return HeavyRun(self._lease.job_public_id, self._is_job_stopping)
+
     def run(self) -> HeavyRun:
-        job = self._lease.job_public_id
         self._thread.start()
         try:
             while not self._ended.wait(KEEP_SECONDS):
                 self._keep()
-            self._conclude()
         except LeaseLost as error:
-            logger.warning("%s", error, extra={"event": "chunk.lease_lost", "job": job})
+            self._lost(error)
+        else:
+            self._conclude()
         finally:
             self._talk.stop.set()
             self._thread.join()
-        return HeavyRun(job, self._is_job_stopping)
+        return HeavyRun(self._lease.job_public_id, self._is_job_stopping)
+
+    def _lost(self, error: LeaseLost) -> None:
+        logger.warning("%s", error, extra={"event": "chunk.lease_lost", "job": self._lease.job_public_id})
 
     def _do(self) -> None:
         lease = self._lease
@@ -101,6 +111,12 @@ class _Execution:
             self._talk.stop.set()
 
     def _conclude(self) -> None:
+        try:
+            self._end()
+        except LeaseLost as error:
+            self._lost(error)
+
+    def _end(self) -> None:
         lease, error = self._lease, self._error
         result = self._result
         if result is not None:
@@ -121,8 +137,15 @@ class _Execution:
         logger.info("job %s ended", lease.job_public_id, extra={"event": "job.ended", "job": lease.job_public_id})
 
     def _succeed(self, document: str, result: Result) -> bool:
-        with self._database.begin() as session:
-            return heavy.succeed(session, self._lease, document, result.artifact)
+        """A result that cannot be kept will not be kept the next time either: the job fails."""
+        try:
+            with self._database.begin() as session:
+                return heavy.succeed(session, self._lease, document, result.artifact)
+        except MillraceError as error:
+            if error.is_retryable or isinstance(error, LeaseLost):
+                raise
+            logger.warning("the result of job %s cannot be kept: %s", self._lease.job_public_id, error)
+            return self._fail(error.code, f"the result cannot be kept: {error}")
 
     def _fail(self, code: str, message: str) -> bool:
         with self._database.begin() as session:
