@@ -8,8 +8,9 @@ from fastapi.responses import HTMLResponse
 from starlette.templating import Jinja2Templates
 
 from api.access.scopes import READ
-from api.context import Ctx, Tenant
+from api.context import Ctx, Who
 from api.native.objects import Job, has_ended, job_object
+from core.access import Scope, is_loopback
 from db import jobs, models
 from db.native import heavy, listing, nodes, queues
 from db.native.listing import JobFilter
@@ -22,26 +23,34 @@ _templates = Jinja2Templates(Path(__file__).resolve().parent / "templates")
 
 
 @router.get("/", response_class=HTMLResponse, dependencies=[READ])
-def home(context: Ctx, tenant: Tenant, request: Request) -> HTMLResponse:
+def home(context: Ctx, who: Who, request: Request) -> HTMLResponse:
+    """Devices, and the work of other tenants, are for those who run the place."""
+    is_admin = Scope.ADMIN in who.scopes
     with context.database.begin() as session:
-        newest = listing.list_jobs(session, JobFilter(limit=NUM_JOBS), tenant=tenant)
+        newest = listing.list_jobs(session, JobFilter(limit=NUM_JOBS), tenant=who.tenant)
         counts = jobs.progress(session, [job.id for job in newest if not has_ended(job)])
         said = heavy.progress(session, [job.id for job in newest])
         values: dict[str, object] = {
             "models": models.list_served(session),
-            "queues": queues.figures(session),
-            "devices": nodes.list_devices(session),
+            "queues": queues.figures(session, tenant=None if is_admin else who.tenant),
+            "devices": nodes.list_devices(session) if is_admin else None,
         }
     shown = [job_object(job, counts.get(job.id), said=said.get(job.id)) for job in newest]
     values |= {
         "version": request.app.version,
         "base_url": str(request.base_url),
-        "flower_url": f"http://{request.url.hostname}:{context.settings.flower_port}",
+        "flower_url": flower_url(request.url.hostname or "", context.settings.flower_port),
+        "sample_key": "unused" if who.key_id is None else "mr_…",
         "jobs": shown,
         "problems": {job.id: problem for job in shown if (problem := problem_of(job))},
         "silent_seconds": SILENT_SECONDS,
     }
     return _templates.TemplateResponse(request, "home.html", values)
+
+
+def flower_url(host: str, port: int) -> str | None:
+    """None where whoever reads the page cannot reach it: it listens on loopback alone."""
+    return f"http://{host}:{port}" if is_loopback(host) else None
 
 
 def problem_of(job: Job) -> str:

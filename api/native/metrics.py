@@ -10,7 +10,7 @@ from prometheus_client.core import CollectorRegistry, CounterMetricFamily, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from api.access.scopes import READ
+from api.access.scopes import ADMIN
 from api.context import Ctx
 from api.contract.document import error_answer
 from api.native.request_meter import Meters
@@ -49,10 +49,10 @@ ENGINE_COUNTERS: Mapping[str, str] = {
         200: {"content": {"text/plain": {}}, "description": "Prometheus' text format"},
         404: error_answer(404),
     },
-    dependencies=[READ],
+    dependencies=[ADMIN],
 )
 def metrics(context: Ctx, request: Request) -> Response:
-    """404 unless `MILLRACE_METRICS=on`."""
+    """404 unless `MILLRACE_METRICS=on`. Of all tenants together."""
     if context.settings.metrics != "on":
         raise NotFound("metrics are off: set MILLRACE_METRICS=on")
     meters: Meters = request.app.state.meters

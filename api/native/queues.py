@@ -12,7 +12,8 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from api.access.scopes import ADMIN, READ
-from api.context import Context, Ctx, Tenant
+from api.context import Context, Ctx, Tenant, Who
+from core.access import Scope
 from core.errors import Unavailable
 from db.native import nodes, queues
 from db.native.nodes import DeviceFigures
@@ -23,7 +24,8 @@ router = APIRouter(prefix="/api/v1", tags=["operations"])
 
 
 class Queue(BaseModel):
-    """num_messages: wake-ups in Redis that no worker has taken. oldest_age_seconds: of what waits."""
+    """num_messages: wake-ups in Redis that no worker has taken, of everybody; null without the scope `admin`.
+    oldest_age_seconds: of what waits."""
 
     service_class: str
     model: str
@@ -33,7 +35,7 @@ class Queue(BaseModel):
     num_running_rows: int
     oldest_age_seconds: float | None
     is_paused: bool
-    num_messages: int
+    num_messages: int | None
 
 
 class QueueList(BaseModel):
@@ -64,21 +66,23 @@ class NodeList(BaseModel):
 
 
 @router.get("/queues", summary="Show what waits and runs, for each model and class", dependencies=[READ])
-async def list_queues(context: Ctx, tenant: Tenant) -> QueueList:
-    """Of all tenants together. Work that is no inference has the class `heavy`; its messages are in the queues of
-    nodes, and not counted here."""
-    found = await run_in_threadpool(_figures, context)
-    depths = await _depths(context, [inference_queue(one.service_class, one.model) for one in found])
+async def list_queues(context: Ctx, who: Who) -> QueueList:
+    """Of the tenant of the key; of all tenants together with the scope `admin`. Work that is no inference has the class
+    `heavy`; its messages are in the queues of nodes, and not counted here."""
+    is_for_all = Scope.ADMIN in who.scopes
+    found = await run_in_threadpool(_figures, context, None if is_for_all else who.tenant)
+    names = [inference_queue(one.service_class, one.model) for one in found]
+    depths = await _depths(context, names) if is_for_all else [None] * len(names)
     queues = [Queue(**asdict(one), num_messages=depth) for one, depth in zip(found, depths, strict=True)]
     return QueueList(data=queues)
 
 
-def _figures(context: Context) -> list[QueueFigures]:
+def _figures(context: Context, tenant: str | None) -> list[QueueFigures]:
     with context.database.begin() as session:
-        return queues.figures(session)
+        return queues.figures(session, tenant=tenant)
 
 
-async def _depths(context: Context, names: Sequence[str]) -> list[int]:
+async def _depths(context: Context, names: Sequence[str]) -> Sequence[int]:
     """Raises Unavailable."""
     try:
         async with context.redis.pipeline(transaction=False) as pipeline:

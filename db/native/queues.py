@@ -37,20 +37,23 @@ SELECT figures.*, EXISTS (
     SELECT FROM pauses WHERE pauses.service_class IN ('*', figures.service_class)
       AND pauses.model IN ('*', figures.model))
 FROM (
+WITH held AS (
+    SELECT c.*, j.created_at FROM chunks c JOIN jobs j ON j.id = c.job_id
+    WHERE (c.state = 'waiting' OR c.state = 'running')
+      AND (CAST(:tenant AS text) IS NULL OR j.tenant = :tenant)
+)
 SELECT c.service_class, c.model,
     count(*) FILTER (WHERE c.state <> 'running'),
     count(*) FILTER (WHERE c.state = 'running'),
     coalesce(sum(c.num_requests - c.num_completed - c.num_failed) FILTER (WHERE c.state <> 'running'), 0),
     coalesce(sum(c.num_requests - c.num_completed - c.num_failed) FILTER (WHERE c.state = 'running'), 0),
-    extract(epoch FROM clock_timestamp() - min(j.created_at) FILTER (WHERE c.state <> 'running'))
-FROM chunks c JOIN jobs j ON j.id = c.job_id
-WHERE c.state = 'waiting' OR c.state = 'running'
+    extract(epoch FROM clock_timestamp() - min(c.created_at) FILTER (WHERE c.state <> 'running'))
+FROM held c
 GROUP BY c.service_class, c.model
 UNION ALL
 SELECT wanted.class, p.model, 0, 0, 0, 0, NULL
 FROM (SELECT DISTINCT model FROM placements) AS p CROSS JOIN (VALUES ('online'), ('batch')) AS wanted(class)
-WHERE NOT EXISTS (SELECT FROM chunks c WHERE c.service_class = wanted.class AND c.model = p.model
-                  AND (c.state = 'waiting' OR c.state = 'running'))
+WHERE NOT EXISTS (SELECT FROM held c WHERE c.service_class = wanted.class AND c.model = p.model)
 ) AS figures ORDER BY 1 DESC, 2
 """)
 
@@ -61,8 +64,8 @@ GROUP BY kind, service_class, state ORDER BY 1, 2, 3
 """)
 
 
-def figures(session: Session) -> list[QueueFigures]:
-    """Of every class and model that is served or has work."""
+def figures(session: Session, *, tenant: str | None = None) -> list[QueueFigures]:
+    """Of every class and model that is served or has work; counts the work of one tenant, or of all."""
     return [
         QueueFigures(
             service_class=row[0],
@@ -74,7 +77,7 @@ def figures(session: Session) -> list[QueueFigures]:
             oldest_age_seconds=None if row[6] is None else float(row[6]),
             is_paused=row[7],
         )
-        for row in session.execute(_FIGURES)
+        for row in session.execute(_FIGURES, {"tenant": tenant})
     ]
 
 

@@ -87,7 +87,7 @@ def test_a_stream_tells_what_happens_and_ends_with_the_job(client: TestClient, w
     follower.join()
     # Then
     assert states(told)[-1] == "completed"
-    assert told[-2][2]["fraction"] == 1.0
+    assert [data["fraction"] for _, name, data in told if name == "progress"][-1] == 1.0
 
 
 def test_whoever_comes_back_hears_only_what_is_new(client: TestClient, world: World) -> None:

@@ -169,3 +169,29 @@ def test_a_refused_upload_is_not_read(world: World) -> None:
     asyncio.run(app(scope, receive, send))
     # Then
     assert sent[0]["status"] == 401
+
+
+def test_a_key_that_only_reads_sees_nothing_of_others(world: World, guarded: TestClient) -> None:
+    # Given work of another tenant
+    world.start_job(25, tenant="other")
+    reader, admin = bearer(make_key(world, Scope.READ)), bearer(make_key(world))
+    # When / Then
+    for key, waiting, messages in ((reader, 0, type(None)), (admin, 3, int)):
+        queues = guarded.get("/api/v1/queues", headers=key).json()["data"]
+        assert sum(queue["num_waiting_chunks"] for queue in queues) == waiting
+        assert {type(queue["num_messages"]) for queue in queues} == {messages}
+    shown = [guarded.get("/", headers={**PAGE, **key}).text for key in (reader, admin)]
+    assert ["cpu@node" in page for page in shown] == [False, True]
+    assert ['class="number">25</td>' in page for page in shown] == [False, True]
+    assert guarded.get("/metrics", headers=reader).status_code == 403
+
+
+def test_the_page_says_what_whoever_reads_it_can_use(world: World) -> None:
+    for base_url, auth, links_flower, sample in (
+        ("http://127.0.0.1", "local", True, "unused"),
+        ("http://llm.example", "required", False, "mr_…"),
+    ):
+        app = create_api(changed(world.services.settings, auth=auth, trusted_hosts="llm.example"))
+        with TestClient(app, base_url=base_url) as client:
+            page = client.get("/", headers={**PAGE, **(bearer(make_key(world)) if auth == "required" else {})}).text
+        assert (">Flower</a>" in page, f'api_key="{sample}"' in page) == (links_flower, True)
