@@ -1,7 +1,7 @@
 """Follows an online job to its end: what the relay tells on the way, and the answer from PostgreSQL.
 
 The relay may lose everything at any time. Whenever it is silent, away or says that the job is done, the database is
-asked, which alone knows.
+asked, which alone knows. Where that is away, it is asked again: whoever waits knows for how long.
 """
 
 import logging
@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from api.context import Context
+from core.errors import Unavailable
 from core.job import TERMINAL_JOB_STATES, JobState
 from db import online
 from db.tables import JobRow, OutcomeRow
@@ -76,7 +77,7 @@ async def follow(context: Context, job: JobRow) -> AsyncGenerator[Told, None]:
                 return
             is_done = is_done or fields.get(b"event") == DONE.encode()
         if is_done:
-            ended = await run_in_threadpool(_read_end, context, job)
+            ended = await _look(context, job)
             if ended is not None:
                 yield ended
                 return
@@ -119,6 +120,15 @@ def _ended(job: JobRow, end: End) -> Ended:
     """Rows as they were committed, though nobody asked PostgreSQL."""
     rows = [OutcomeRow(job_id=job.id, attempt=end.attempt, **asdict(outcome)) for outcome in end.outcomes]
     return Ended(rows, end.attempt)
+
+
+async def _look(context: Context, job: JobRow) -> Ended | None:
+    try:
+        return await run_in_threadpool(_read_end, context, job)
+    except Unavailable as error:
+        logger.warning("job %s: waiting without PostgreSQL: %s", job.public_id, error)
+        await sleep(LOOK_SECONDS)
+        return None
 
 
 def _read_end(context: Context, job: JobRow) -> Ended | None:

@@ -21,7 +21,7 @@ from api.errors import SERVER_ERROR, error_response, millrace_error
 from api.streaming.following import Ended, Grown, Interruption, Silence, Told, follow
 from api.streaming.leaving import unless_left
 from api.streaming.narration import Narrator, first_failure
-from core.errors import Interrupted, MillraceError
+from core.errors import Interrupted, MillraceError, Unavailable
 from core.openai.chunks import Event
 from db.tables import JobRow, OutcomeRow
 
@@ -46,6 +46,15 @@ class Ending:
 
     left: End
     failed: End
+
+
+async def unless_away(end: End) -> None:
+    """Ends a job that nobody reads any more. Where PostgreSQL is away the job expires instead."""
+    with CancelScope(shield=True):
+        try:
+            await end()
+        except Unavailable as error:
+            logger.warning("a job that nobody waits for goes on until it expires: %s", error)
 
 
 class AnswerStream(Response):
@@ -75,8 +84,7 @@ class AnswerStream(Response):
             logger.debug("job %s: the client closed the connection", self._job.public_id)
         finally:
             if not self._has_ended:
-                with CancelScope(shield=True):
-                    await self._ending.left()
+                await unless_away(self._ending.left)
 
     async def _tell_in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         seconds = self._context.settings.online_timeout_seconds
@@ -88,8 +96,10 @@ class AnswerStream(Response):
         except _Failed as failed:
             await self._refuse(failed.response, scope, receive, send)
         except MillraceError as error:
-            await self._ending.failed()
-            await self._refuse(millrace_error(Request(scope), error), scope, receive, send)
+            try:
+                await self._refuse(millrace_error(Request(scope), error), scope, receive, send)
+            finally:
+                await unless_away(self._ending.failed)
 
     async def _tell(self, send: Send) -> None:
         """Raises _Failed, or Interrupted where the client has text that does not fit to the rest."""

@@ -176,6 +176,21 @@ def test_a_client_that_leaves_a_stream_ends_what_only_it_waited_for(slow: Answer
     until(lambda: slow.client.responses.retrieve(created.response.id).status == "cancelled")
 
 
+def test_a_stream_of_a_response_that_is_deleted_ends_in_an_error_event(slow: Answering) -> None:
+    # Given
+    with slow.client.responses.create(model=MODEL, input="hello", stream=True, background=True) as stream:
+        events = iter(stream)
+        created = next(events)
+        assert created.type == "response.created"
+        until(lambda: slow.client.responses.retrieve(created.response.id).status == "in_progress")
+        # When
+        slow.client.responses.delete(created.response.id)
+        *_, last = events
+    # Then
+    assert last.type == "error"
+    assert (last.code, created.response.id in last.message) == ("not_found", True)
+
+
 def test_bad_calls_are_refused_in_the_shape_of_openai(answering: Answering) -> None:
     create = answering.client.responses.create
     with pytest.raises(openai.NotFoundError, match="nobody") as missing:

@@ -98,7 +98,13 @@ class Scene:
             return jobs.create_online(session, request)
 
     def reader(
-        self, job: JobRow, last_event_id: str | None = None, *, keep_alive: float = 60.0, is_slow: bool = False
+        self,
+        job: JobRow,
+        last_event_id: str | None = None,
+        *,
+        keep_alive: float = 60.0,
+        is_slow: bool = False,
+        ending: Ending | None = None,
     ) -> Reader:
         narrator = narrate(job, parse_body(CHAT_ENDPOINT, BODY.encode()), last_event_id)
         endings: list[str] = []
@@ -109,7 +115,8 @@ class Scene:
 
             return noted
 
-        stream = AnswerStream(self.context, job, narrator, Ending(note("left"), note("failed")), keep_alive)
+        ending = ending or Ending(note("left"), note("failed"))
+        stream = AnswerStream(self.context, job, narrator, ending, keep_alive)
         reader = Reader(job, stream, endings=endings)
         if not is_slow:
             reader.may_write.set()

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
-from anyio import CancelScope, current_time
+from anyio import current_time
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,7 +18,8 @@ from api.context import Context
 from api.openai.responses.running import beginning, look, response_object
 from api.streaming.following import Ended, Grown, Interruption, Told, follow
 from api.streaming.leaving import unless_left
-from api.streaming.response import HEADERS, KEEP_ALIVE, KEEP_ALIVE_SECONDS
+from api.streaming.response import HEADERS, KEEP_ALIVE, KEEP_ALIVE_SECONDS, unless_away
+from core.errors import MillraceError
 from core.openai.responses.events import Event, EventWriter
 from db.responses import StoredResponse
 from tasks.relay import Piece
@@ -61,8 +62,11 @@ class _Teller:
     def end(self, response: dict[str, Any]) -> list[Event]:
         texts = [item["content"][0]["text"] for item in response["output"] if item["type"] == "message"]
         if response["output"] and not self._writer.continues("".join(texts)):
-            return [self._writer.fail(INTERRUPTED, "the answer began anew after an interruption; send it again")]
+            return self.fail(INTERRUPTED, "the answer began anew after an interruption; send it again")
         return self._writer.end(response)
+
+    def fail(self, code: str, message: str) -> list[Event]:
+        return [self._writer.fail(code, message)]
 
 
 class ResponseStream(Response):
@@ -87,13 +91,18 @@ class ResponseStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            await unless_left(receive, lambda: self._tell(send))
+            await unless_left(receive, lambda: self._tell_or_refuse(send))
         except OSError:
             logger.debug("response %s: the client closed the connection", self._found.row.id)
         finally:
             if not self._has_ended:
-                with CancelScope(shield=True):
-                    await self._left()
+                await unless_away(self._left)
+
+    async def _tell_or_refuse(self, send: Send) -> None:
+        try:
+            await self._tell(send)
+        except MillraceError as error:  # PostgreSQL is away, or the response was deleted
+            await _write(send, self._teller.fail(error.code, error.message), is_last=True)
 
     async def _tell(self, send: Send) -> None:
         await _write(send, self._teller.begin())
