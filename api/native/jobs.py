@@ -22,6 +22,7 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
 PAGE_JOBS, MOST_JOBS = 20, 100
 PAGE_RESULTS, MOST_RESULTS = 1000, 10_000
+PAGE_BYTES = 16_000_000  # of answers; the page ends behind the one that exceeds it
 JSON_LINES = "application/jsonl"
 
 
@@ -131,16 +132,15 @@ def get_results(
     after: Annotated[int, Query(ge=-1)] = -1,
     limit: Annotated[int, Query(ge=1, le=MOST_RESULTS)] = PAGE_RESULTS,
 ) -> Response:
-    """In order of the requests, successes and failures alike. `x-next-after` is what `after` must be for the next page;
-    without it there is none. While the job runs (`x-job-state`), these are the outcomes there are by now: rows that end
-    later may have smaller indices."""
+    """In order of the requests, successes and failures alike. `x-next-after` is what `after` must be for the next
+    page; without it there is none. A page may be shorter than `limit`, since it ends after 16 MB. While the job runs
+    (`x-job-state`), these are the outcomes there are by now: rows that end later may have smaller indices."""
     with context.database.begin() as session:
         job = jobs.find(session, job_id, tenant=tenant)
         if job.kind != JobKind.INFERENCE:
             raise InvalidRequest(f"expected an inference job, got one of {job.kind}; GET it to read its result")
-        rows = listing.results(session, job, after=after, limit=limit + 1)
+        found = listing.results(session, job, after=after, limit=limit, max_bytes=PAGE_BYTES)
     headers = {"x-job-state": job.state}
-    if len(rows) > limit:
-        headers["x-next-after"] = str(rows[limit - 1][0])
-    content = "".join(line for _, line in rows[:limit])
-    return Response(content, media_type=JSON_LINES, headers=headers)
+    if found.next_after is not None:
+        headers["x-next-after"] = str(found.next_after)
+    return Response("".join(found.lines), media_type=JSON_LINES, headers=headers)

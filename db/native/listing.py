@@ -25,10 +25,25 @@ class JobFilter:
     limit: int
 
 
+@dataclass(frozen=True, slots=True)
+class ResultPage:
+    """next_after: what `after` must be for the next page; None where this is the last."""
+
+    lines: list[str]
+    next_after: int | None
+
+
+# The lengths are known without reading the bodies; one more than `limit` tells whether there is another page.
 _RESULTS = f"""
-SELECT o.index, {LINE}
-FROM outcomes o JOIN requests r ON r.job_id = o.job_id AND r.index = o.index
-WHERE o.job_id = %(job_id)s AND o.index > %(after)s
+WITH page AS (
+    SELECT o.index, sum(octet_length(o.body)) OVER (ORDER BY o.index) - octet_length(o.body) AS num_bytes_before
+    FROM outcomes o WHERE o.job_id = %(job_id)s AND o.index > %(after)s
+    ORDER BY o.index LIMIT %(limit)s + 1
+)
+SELECT o.index, {LINE}, (SELECT count(*) FROM page)
+FROM page JOIN outcomes o ON o.job_id = %(job_id)s AND o.index = page.index
+JOIN requests r ON r.job_id = o.job_id AND r.index = o.index
+WHERE page.num_bytes_before < %(max_bytes)s
 ORDER BY o.index LIMIT %(limit)s
 """  # noqa: S608  # of constants
 
@@ -48,11 +63,20 @@ def list_jobs(session: Session, wanted: JobFilter, *, tenant: str) -> Sequence[J
     return session.scalars(query.order_by(JobRow.id.desc()).limit(wanted.limit)).all()
 
 
-def results(session: Session, job: JobRow, *, after: int, limit: int) -> list[tuple[int, str]]:
-    """Index and line of the outcomes above `after`, in order of the requests; those that are there by now."""
-    values = {"job_id": job.id, "prefix": line_prefix(job), "after": after, "limit": limit}
+def results(session: Session, job: JobRow, *, after: int, limit: int, max_bytes: int) -> ResultPage:
+    """Of the outcomes above `after`, in order of the requests; those that are there by now. A page ends with the line
+    that brings its bodies to `max_bytes`."""
+    values = {
+        "job_id": job.id,
+        "prefix": line_prefix(job),
+        "after": after,
+        "limit": limit,
+        "max_bytes": max_bytes,
+    }
     with driver(session).cursor() as cursor:
-        return [(row[0], row[1]) for row in cursor.execute(_RESULTS, values)]
+        rows = cursor.execute(_RESULTS, values).fetchall()
+    has_more = bool(rows) and rows[0][2] > len(rows)
+    return ResultPage([row[1] for row in rows], next_after=rows[-1][0] if has_more else None)
 
 
 def only_request(session: Session, job: JobRow) -> str | None:

@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from api.app import create_api
+from api.native import jobs as native_jobs
 from db import chunks
+from db.chunks import Retry
 from tasks.upkeep import finalizing, intake
 from tests.world import MODEL, World, batch_file, failure, success
 
@@ -101,6 +104,24 @@ def test_how_each_request_stands_can_be_read_with_its_tries_and_its_last_error(
     assert [line["index"] for line in retrying] == [2]
 
 
+def test_a_page_of_results_ends_where_it_has_become_large(
+    client: TestClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given answers of some 1,000 bytes, two of which are too much
+    monkeypatch.setattr(native_jobs, "PAGE_BYTES", 1_500)
+    job = submit(client)
+    lease = world.claim()
+    assert lease is not None
+    world.write(lease, [success(index, "x" * 1_000) for index in range(3)])
+    # When
+    first = client.get(f"/api/v1/jobs/{job['id']}/results")
+    second = client.get(f"/api/v1/jobs/{job['id']}/results?after={first.headers['x-next-after']}")
+    # Then
+    assert [line["custom_id"] for line in lines(first.text)] == ["request-0", "request-1"]
+    assert [line["custom_id"] for line in lines(second.text)] == ["request-2"]
+    assert "x-next-after" not in second.headers
+
+
 def test_a_file_is_validated_like_that_of_a_batch(client: TestClient, world: World) -> None:
     # When
     job = submit(client, prompts=None, parameters=None, input_file_id=world.upload(batch_file(range(4))))
@@ -190,6 +211,23 @@ def test_delete_cancels_what_runs_and_removes_what_has_ended(client: TestClient,
     }
     assert client.get(f"/api/v1/jobs/{job['id']}").status_code == 404
     assert client.get(f"/api/v1/jobs/{job['id']}/results").status_code == 404
+
+
+def test_a_job_that_is_removed_leaves_no_row(client: TestClient, world: World) -> None:
+    # Given a job of whose requests one has an outcome and another waits for another try
+    job = submit(client)
+    lease = world.claim()
+    assert lease is not None
+    with world.database.begin() as session:
+        chunks.write(session, lease, [success(0)], [Retry(1, 1, "overloaded", "full", 0.0)])
+        chunks.hand_back(session, lease)
+    end(world, client, job)
+    # When
+    client.delete(f"/api/v1/jobs/{job['id']}")
+    # Then
+    with world.database.begin() as session:
+        for table in ("jobs", "requests", "outcomes", "chunks", "retries"):
+            assert session.scalar(text(f"SELECT count(*) FROM {table}")) == 0, table
 
 
 def test_queues_show_what_waits_and_runs(client: TestClient, world: World) -> None:
