@@ -5,6 +5,7 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 BENCH_FLAGS ?=
 PYTEST_FLAGS ?=
+TEST_JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +20,7 @@ help: ## list these commands
 	@echo "  PYTHON=python3.12            the interpreter that makes .venv (3.11 or newer)"
 	@echo "  PIP_FLAGS=…                  given to pip, for example to choose a build of PyTorch"
 	@echo "  PYTEST_FLAGS=… BENCH_FLAGS=… given to pytest and to the benchmarks"
+	@echo "  TEST_JOBS=2                  files of tests that run at once, each with servers of its own"
 
 setup: $(VENV)/.installed-dev ## make .venv with everything, the tools of developers included
 
@@ -28,8 +30,8 @@ demo: $(VENV)/.installed ## start everything, run the shipped batch of questions
 up: $(VENV)/.installed ## start everything and keep it running until Ctrl-C
 	@$(BIN)/millrace up
 
-test: $(VENV)/.installed-dev ## run all tests
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+test: $(VENV)/.installed-dev ## run all tests, files side by side
+	@$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_FLAGS)
 
 chaos: $(VENV)/.installed-dev ## kill processes under a running job, compare every row (SEED= KILLS= ROWS=)
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --kills $(or $(KILLS),50) --rows $(or $(ROWS),10000)
