@@ -29,6 +29,9 @@ DEADLINE_SECONDS = 120.0
 ROOT = Path(__file__).parents[1]
 
 
+HEARTBEAT_MILLISECONDS = 1000
+
+
 class EngineClient:
     """A DEALER with an identity of its own. Every wait has a deadline and raises AssertionError at it."""
 
@@ -72,13 +75,14 @@ class EngineClient:
         return hello
 
     def wait_until_ready(self, model: str) -> Hello:
-        is_ready: Callable[[EngineMessage], bool] = lambda message: (  # noqa: E731
-            isinstance(message, Hello) and {m.name: m.state for m in message.models}[model] in ("ready", "failed")
-        )
-        self.send(Ping())
-        hello = self.wait_for(is_ready)
-        assert isinstance(hello, Hello)
-        return hello
+        """Asks again and again: a client that is silent while a slow machine loads a model is given up."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while True:
+            hello = self.hello()
+            if {status.name: status.state for status in hello.models}[model] in ("ready", "failed"):
+                return hello
+            assert time.monotonic() < deadline, f"expected {model} to be ready, got {hello.models}"
+            self._socket.poll(HEARTBEAT_MILLISECONDS)
 
     def outcome(self, request_id: str) -> Finished | Failed:
         message = self.wait_for(lambda message: isinstance(message, Finished | Failed) and message.id == request_id)

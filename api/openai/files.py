@@ -58,7 +58,9 @@ def create_file(
 def _check_purpose(purpose: str) -> None:
     offered = " or ".join(f"`{name}`" for name in PURPOSES)
     if purpose in UNSUPPORTED_PURPOSES:
-        raise Unsupported(f"nothing here would read a file for {purpose!r}; expected {offered}", param="purpose")
+        raise Unsupported(
+            f"purpose {purpose!r}: nothing here would read such a file; expected {offered}", param="purpose"
+        )
     if purpose not in PURPOSES:
         raise InvalidRequest(f"expected purpose {offered}, got {purpose!r}", param="purpose")
 

@@ -218,7 +218,7 @@ def test_requests_that_take_the_engine_down_fail_alone_in_the_end(node: Node) ->
     job = node.world.submit(b"\n".join(rows))
     node.world.services = replace(node.world.services, settings=changed(node.world.services.settings, chunk_rows=100))
     assert validate(node.world.services, job.public_id)
-    runner = node.runner(max_request_crashes=2)
+    runner = node.runner(max_request_crashes=1)
     source = f"{MODEL}=null:0!poison"
     # When the chunk runs until nothing waits
     num_runs = 0
@@ -243,7 +243,7 @@ def test_an_innocent_chunk_that_shares_the_engine_with_a_poisonous_one_loses_not
     poisonous = [chat_line(f"row-{index}", "poison" if index == 3 else f"question {index}") for index in range(10)]
     node.world.start(b"\n".join(poisonous), tenant="one")
     node.world.start_job(10, tenant="two")
-    runner = node.runner(max_request_crashes=2)
+    runner = node.runner(max_request_crashes=1)
     source = f"{MODEL}=null:0.05!poison"
 
     def states() -> set[str]:
