@@ -56,7 +56,7 @@ Visitor = Annotated[Visit, Depends(get_visit)]
 
 
 def admit_job(context: Ctx, visit: Visitor) -> None:
-    """For routes that make jobs nobody waits for. Raises RateLimited."""
+    """For routes that make jobs nobody waits for; where they make them, they `check_jobs`. Raises RateLimited."""
     context.admission.admit_job(visit)
 
 

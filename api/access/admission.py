@@ -64,16 +64,13 @@ class Admission:
     def admit_online(self, session: Session, visit: Visit, model: str, num_tokens: int) -> None:
         """`num_tokens`: prompt and answer at most. Raises RateLimited, Overloaded, ModelUnavailable."""
         self._check_queue(session, model)
-        self._check_jobs(session, visit.identity)
+        self.check_jobs(session, visit.identity)
         self._take(visit, num_tokens)
         self._ask_breaker(visit, model)
         visit.model = model
 
     def admit_job(self, visit: Visit) -> None:
-        """A batch or another job that nobody waits for. Raises RateLimited."""
-        if visit.identity.limits.concurrent_jobs or visit.identity.tenant_limits.concurrent_jobs:
-            with self._database.begin() as session:
-                self._check_jobs(session, visit.identity)
+        """A batch or another job that nobody waits for; `check_jobs` belongs to it. Raises RateLimited."""
         self._take(visit, 0)
 
     def _take(self, visit: Visit, num_tokens: int) -> None:
@@ -84,7 +81,8 @@ class Admission:
             raise
         visit.headers.update(headers(visit.taken, time.time()))
 
-    def _check_jobs(self, session: Session, identity: Identity) -> None:
+    def check_jobs(self, session: Session, identity: Identity) -> None:
+        """Before a job is made in the same transaction. Raises RateLimited."""
         of_key, of_tenant = identity.limits.concurrent_jobs, identity.tenant_limits.concurrent_jobs
         if of_key is None and of_tenant is None:
             return

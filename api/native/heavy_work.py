@@ -17,7 +17,7 @@ from db.tables import JobRow
 def submit(
     context: Context, who: Identity, body: WarmingBody | BenchmarkBody | QuantizationBody, once: Key | None
 ) -> JobRow:
-    """Raises NotFound when no node serves the model."""
+    """Raises NotFound when no node serves the model, and RateLimited."""
     new = NewJob(
         kind=JobKind(body.kind),
         tenant=who.tenant,
@@ -32,6 +32,7 @@ def submit(
     with context.database.begin() as session:
         if (made := idempotency.recall(session, once)) is not None:
             return jobs.find(session, made, tenant=who.tenant)
+        context.admission.check_jobs(session, who)
         job = heavy.create(session, new, node=body.node, parameters=parameters)
         idempotency.remember(session, once, job.public_id)
         nodes = [node for node, _ in heavy.waiting(session, job.public_id)]

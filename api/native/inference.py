@@ -23,7 +23,7 @@ from db.tables import JobRow
 
 
 def submit(context: Context, who: Identity, body: InferenceBody, once: Key | None) -> JobRow:
-    """Raises InvalidRequest, naming the first request that is wrong."""
+    """Raises InvalidRequest, naming the first request that is wrong, and RateLimited."""
     tenant = who.tenant
     if body.endpoint not in ENDPOINTS:
         raise InvalidRequest(f"expected an endpoint of {', '.join(ENDPOINTS)}, got {body.endpoint!r}", param="endpoint")
@@ -42,6 +42,7 @@ def submit(context: Context, who: Identity, body: InferenceBody, once: Key | Non
             return jobs.find(session, made, tenant=tenant)
         if body.input_file_id is not None:
             _check_purpose(files.find(session, body.input_file_id, tenant=tenant).purpose)
+        context.admission.check_jobs(session, who)
         job = submission.create(session, new)
         idempotency.remember(session, once, job.public_id)
         num_chunks = 0 if body.input_file_id is not None else _take_in(context, session, job, body)

@@ -77,6 +77,7 @@ def create_batch(context: Ctx, who: Who, body: CreateBatch, once: Once) -> dict[
         if earlier is not None:
             return _shown(session, jobs.find(session, earlier, tenant=tenant))
         _check_input_file(files.find(session, body.input_file_id, tenant=tenant).purpose)
+        context.admission.check_jobs(session, who)
         job = jobs.create_batch(session, batch)
         idempotency.remember(session, once, job.public_id)
     _send_quietly(context, job.public_id)
