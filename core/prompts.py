@@ -206,7 +206,7 @@ def _plain_arguments(arguments: object) -> object:
         return arguments
     try:
         return json.loads(arguments or "{}")
-    except ValueError:  # what a model wrote need not be JSON
+    except (ValueError, RecursionError):  # what a model wrote need not be JSON
         return arguments
 
 

@@ -197,10 +197,13 @@ def body_type(endpoint: str) -> type[msgspec.Struct]:
 
 def parse_body(endpoint: str, body: bytes) -> CompletionRequest:
     """Raises InvalidRequest naming the field that is wrong, Unsupported for what is not offered."""
-    if endpoint == CHAT_ENDPOINT:
-        return _from_chat(decode(_chat_decoder, body))
-    if endpoint == TEXT_ENDPOINT:
-        return _from_text(decode(_text_decoder, body))
+    try:
+        if endpoint == CHAT_ENDPOINT:
+            return _from_chat(decode(_chat_decoder, body))
+        if endpoint == TEXT_ENDPOINT:
+            return _from_text(decode(_text_decoder, body))
+    except RecursionError as error:  # in a schema, which is walked through
+        raise InvalidRequest("body: expected less nesting", param="body", code="invalid_json") from error
     raise InvalidRequest(
         f"expected an endpoint of {', '.join(ENDPOINTS)}, got {endpoint!r}", param="endpoint", code="invalid_endpoint"
     )

@@ -190,7 +190,7 @@ def _arguments(value: str, *, is_whole: bool) -> str:
 def _decoded(quoted: str) -> str | None:
     try:
         value = json.loads(quoted)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, str) else None
 

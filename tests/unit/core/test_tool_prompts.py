@@ -62,6 +62,16 @@ def test_calls_in_the_conversation_have_arguments_as_objects() -> None:
     assert prompt == 'assistant:{"at": "mill"}"no JSON"tool:4'
 
 
+def test_arguments_that_are_nested_too_deep_are_text() -> None:
+    # Given
+    deep = "[" * 5_000
+    calls = [{"id": "a", "type": "function", "function": {"name": "look", "arguments": deep}}]
+    # When
+    prompt = codec(TEMPLATE).render_chat([{"role": "assistant", "content": "", "tool_calls": calls}])
+    # Then
+    assert prompt == f'assistant:"{deep}"'
+
+
 def test_named_templates_of_a_directory_are_found(tmp_path: Path) -> None:
     tiny_tokenizer().save(str(tmp_path / "tokenizer.json"))
     named = [{"name": "default", "template": CHAT_TEMPLATE}, {"name": "tool_use", "template": TEMPLATE}]

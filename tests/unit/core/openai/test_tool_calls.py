@@ -121,3 +121,8 @@ def test_no_text_whatever_takes_back_what_was_told(tool_format: ToolFormat, text
 )
 def test_the_template_tells_the_format(template: str, tool_format: ToolFormat) -> None:
     assert detect_format(template) == tool_format
+
+
+def test_a_name_that_is_nested_too_deep_is_none() -> None:
+    text = '<tool_call>{"name": ' + "[" * 5_000 + "]" * 5_000 + ', "arguments": {}}</tool_call>'
+    assert read_message(ToolFormat.TAGS, text, is_end=True) == Message(text)

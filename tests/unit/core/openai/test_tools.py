@@ -74,3 +74,16 @@ def test_a_request_carries_its_tools_to_the_engine() -> None:
     assert generate.sampling.json_schema is not None
     with pytest.raises(InvalidRequest, match="response_format"):
         parse_body(CHAT_ENDPOINT, json.dumps({**body, "response_format": {"type": "json_object"}}).encode())
+
+
+def test_a_schema_that_is_nested_too_deep_is_refused() -> None:
+    # Given
+    depth = 700
+    parameters = '{"not":' * depth + "{}" + "}" * depth
+    function = '{"type":"function","function":{"name":"look","parameters":' + parameters + "}}"
+    body = (
+        '{"model":"m","messages":[{"role":"user","content":"?"}],"tool_choice":"required","tools":[' + function + "]}"
+    )
+    # When / Then
+    with pytest.raises(InvalidRequest, match="less nesting"):
+        parse_body(CHAT_ENDPOINT, body.encode())
