@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from redis import ConnectionPool, Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -41,6 +42,7 @@ from tasks.messages import Messages
 
 DATABASE_CONNECTIONS = 16
 ADMISSION_SECONDS = 0.5
+MAX_TEST_SENDERS = 2
 # Where no key is needed, a web page that has its own name resolve to this machine must not get in.
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -56,7 +58,8 @@ def build_context(settings: Settings) -> Context:
     codecs = Codecs(settings.model_sources, settings.max_context_tokens)
     broker = Broker(redis, messages)
     admission = build_admission(settings, database)
-    return Context(settings, database, files, redis, messages, KeyRing(database), admission, codecs, broker)
+    keys, test_senders = KeyRing(database), CapacityLimiter(MAX_TEST_SENDERS)
+    return Context(settings, database, files, redis, messages, keys, admission, codecs, broker, test_senders)
 
 
 def build_admission(settings: Settings, database: Database) -> Admission:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from redis.asyncio import Redis as AsyncRedis
 
@@ -23,6 +24,8 @@ from tasks.messages import Messages
 
 @dataclass(frozen=True, slots=True)
 class Context:
+    """test_senders: of messages to users' servers, who may keep a thread waiting for as long as they like."""
+
     settings: Settings
     database: Database
     files: FileStore
@@ -32,6 +35,7 @@ class Context:
     admission: Admission
     codecs: Codecs
     broker: Broker
+    test_senders: CapacityLimiter
 
 
 async def get_context(request: Request) -> Context:
@@ -56,7 +60,8 @@ Visitor = Annotated[Visit, Depends(get_visit)]
 
 
 def admit_job(context: Ctx, visit: Visitor) -> None:
-    """For routes that make jobs nobody waits for; where they make them, they `check_jobs`. Raises RateLimited."""
+    """For routes that make jobs nobody waits for, or work of another kind. Where they make jobs, they `check_jobs`.
+    Raises RateLimited."""
     context.admission.admit_job(visit)
 
 

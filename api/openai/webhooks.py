@@ -4,11 +4,13 @@ the messages."""
 from typing import Annotated, Any
 
 import msgspec
+from anyio import to_thread
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 
 from api.access.scopes import READ, SUBMIT
-from api.context import Ctx, Tenant, page
+from api.context import ADMIT_JOB, Context, Ctx, Tenant, page
 from api.idempotency import Once
 from core.errors import InvalidRequest
 from core.webhooks import signature
@@ -134,14 +136,14 @@ def rotate_secret(
 @router.post(
     "/webhook_endpoints/{webhook_endpoint_id}/test",
     summary="Send a sample event to a webhook endpoint",
-    dependencies=[SUBMIT],
+    dependencies=[SUBMIT, ADMIT_JOB],
 )
-def test_endpoint(context: Ctx, tenant: Tenant, webhook_endpoint_id: str, body: TestEndpoint) -> dict[str, Any]:
-    """Once, and at once. 400 when there was no answer; the message says why."""
-    with context.database.begin() as session:
-        row = endpoints.find(session, webhook_endpoint_id, tenant=tenant)
+async def test_endpoint(context: Ctx, tenant: Tenant, webhook_endpoint_id: str, body: TestEndpoint) -> dict[str, Any]:
+    """Once, and soon: few are sent at the same time. 400 when there was no answer; the message says why."""
+    row = await run_in_threadpool(_find, context, tenant, webhook_endpoint_id)
+    sample = _sample(row, body.event_type)
     try:
-        status = send(context.settings, _sample(row, body.event_type))
+        status = await to_thread.run_sync(send, context.settings, sample, limiter=context.test_senders)
     except SendingFailed as error:
         raise InvalidRequest(f"{row.url} did not answer: {error}", param="url", code="webhook_not_delivered") from error
     return {
@@ -170,6 +172,11 @@ def list_deliveries(
 
 def _values(event_types: list[EventType]) -> list[str]:
     return sorted({kind.value for kind in event_types})
+
+
+def _find(context: Context, tenant: str, webhook_endpoint_id: str) -> WebhookEndpointRow:
+    with context.database.begin() as session:
+        return endpoints.find(session, webhook_endpoint_id, tenant=tenant)
 
 
 def _sample(row: WebhookEndpointRow, event_type: EventType) -> Delivery:

@@ -19,6 +19,7 @@ from tasks.services import Services
 from tasks.upkeep.finalizing import finalize
 from tasks.upkeep.intake import validate
 from tasks.upkeep.webhooks import deliver_due
+from tests.polling import DEADLINE_SECONDS, until
 from tests.serving import serving
 from tests.world import World, changed, success
 
@@ -33,16 +34,19 @@ class Receiver:
     status: int = 200
     location: str = ""
     got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    may_answer: threading.Event = field(default_factory=threading.Event)
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     seen = Receiver()
+    seen.may_answer.set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             seen.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
+            assert seen.may_answer.wait(DEADLINE_SECONDS)
             self.send_response(seen.status)
             if seen.location:
                 self.send_header("Location", seen.location)
@@ -56,6 +60,7 @@ def receiver() -> Iterator[Receiver]:
         thread.start()
         seen.url = f"http://127.0.0.1:{server.server_port}/hook?team=a"
         yield seen
+        seen.may_answer.set()
         server.shutdown()
         thread.join()
 
@@ -370,3 +375,22 @@ def test_messages_of_a_removed_endpoint_go_with_it(world: World, official: OpenA
     # Then
     assert rows(world) == []
     assert deliver_due(world.services) == 0
+
+
+def test_a_server_that_keeps_tests_waiting_holds_nobody_else_up(official: OpenAI, receiver: Receiver) -> None:
+    # Given more tests at once than the API has threads
+    endpoint = subscribe(official, receiver)
+    receiver.may_answer.clear()
+    with ThreadPoolExecutor(50) as threads:
+        tests = [
+            threads.submit(official.webhooks.test, endpoint.id, event_type="response.completed") for _ in range(50)
+        ]
+        until(lambda: len(receiver.got) >= 2)
+        # When
+        found = official.with_options(timeout=DEADLINE_SECONDS).webhooks.retrieve(endpoint.id)
+        num_at_once = len(receiver.got)
+        receiver.may_answer.set()
+    # Then
+    assert found.id == endpoint.id
+    assert num_at_once == 2
+    assert all(test.result().success for test in tests)
