@@ -19,8 +19,8 @@ CODES = (
     ("context_length_exceeded", f"{HTTP}, {ROW}", "The prompt is longer than the model's context."),
     (
         "deadline_exceeded",
-        f"{HTTP}, {ROW}",
-        "`timeout_seconds` of the request passed before the engine had answered it.",
+        LOG,
+        "A client of the engine gave its request a deadline, and it passed. Workers give none: no request sees this.",
     ),
     ("demo_failed", COMMAND, "Not every row of the demo was answered."),
     ("duplicate_custom_id", REFUSED, "An earlier line has the same `custom_id`."),

@@ -30,6 +30,7 @@ COMPUTED_DEFAULTS = {
     default_data_dir: "the user's data directory (`~/.local/share/millrace` on Linux), `/var/lib/millrace` for root",
 }
 HOSTNAME = "the name of the machine"
+PARAMETERS = {"path": "`{}`", "query": "`?{}=`", "header": "header `{}`"}
 METHODS = ("get", "post", "put", "patch", "delete")
 WIDTH = 120
 
@@ -263,7 +264,7 @@ def routes_page() -> str:
 
 def parameters(operation: Any) -> Iterator[str]:
     for parameter in operation.get("parameters", ()):
-        yield f"`{parameter['name']}`" if parameter["in"] == "path" else f"`?{parameter['name']}=`"
+        yield PARAMETERS[parameter["in"]].format(parameter["name"])
     if "requestBody" in operation:
         yield next(iter(operation["requestBody"]["content"]))
 

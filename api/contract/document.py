@@ -56,7 +56,6 @@ _MEANINGS = {
     499: "The client left before the answer.",
     500: "A defect of Millrace, or the model failed.",
     503: "PostgreSQL, Redis or an engine is away, or the answer took too long.",
-    504: "`timeout_seconds` of the request passed.",
 }
 _RETRIED = (429, 503)
 _CONFLICTING = ("patch", "delete")
@@ -103,7 +102,7 @@ def _statuses(method: str, path: str, operation: Schema) -> Iterator[int]:
     if has_body or method in _CONFLICTING or path.endswith("/cancel"):
         yield 409
     if method == "post" and path in _ANSWERING:
-        yield from (499, 504)
+        yield 499
 
 
 def error_answer(status: int) -> Schema:

@@ -40,10 +40,29 @@ def test_every_command_is_one_that_we_have(name: str) -> None:
 
 def test_every_variable_of_ours_is_a_setting() -> None:
     settings = {PREFIX + field.upper() for field in Settings.__struct_fields__}
-    given = {variable for name in OURS for variable in SERVICES[name].get("environment", {})}
+    said = {variable for name in OURS for variable in SERVICES[name].get("environment", {})}
+    given = {variable for variable in said if variable.startswith(PREFIX)}
     text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8") + DOCKERFILE
     assert given <= settings
     assert set(re.findall(rf"{PREFIX}[A-Z_]+", text)) <= settings
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_setting_in_the_env_file_reaches_our_services(name: str) -> None:
+    assert SERVICES[name]["env_file"] == [{"path": ".env", "required": False}]
+
+
+@pytest.mark.parametrize("node", ["node-cpu", "node-gpu"])
+def test_the_api_can_read_the_models_that_a_node_serves(node: str) -> None:
+    # Given
+    api, models = SERVICES["api"], "MILLRACE_MODELS"
+
+    # Then
+    assert set(SERVICES[node]["volumes"]) <= set(api["volumes"])
+    assert api["environment"][models] == SERVICES[node]["environment"][models]
+    hub = re.search(r"HF_HOME=(\S+)", DOCKERFILE)
+    assert hub is not None
+    assert api["environment"]["HF_HOME"] == hub[1]
 
 
 @every_service

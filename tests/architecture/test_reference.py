@@ -39,6 +39,12 @@ def test_every_setting_is_in_the_reference() -> None:
     assert [field for field in Settings.__struct_fields__ if f"`{PREFIX}{field.upper()}`" not in text] == []
 
 
+def test_headers_of_a_route_are_shown_as_headers() -> None:
+    text = page("routes.md")
+    assert "header `Idempotency-Key`" in text
+    assert "?Idempotency-Key" not in text
+
+
 def test_every_error_is_in_the_reference() -> None:
     text = page("errors.md")
     assert [kind.__name__ for kind in error_classes() if f"`{kind.__name__}`" not in text] == []
