@@ -62,7 +62,7 @@ Visitor = Annotated[Visit, Depends(get_visit)]
 def admit_job(context: Ctx, visit: Visitor) -> None:
     """For routes that make jobs nobody waits for, or work of another kind. Where they make jobs, they `check_jobs`.
     Raises RateLimited."""
-    context.admission.admit_job(visit)
+    context.admission.take_request(visit)
 
 
 ADMIT_JOB = Depends(admit_job)

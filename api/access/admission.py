@@ -62,20 +62,21 @@ class Admission:
         self._rates.close()
 
     def admit_online(self, session: Session, visit: Visit, model: str, num_tokens: int) -> None:
-        """`num_tokens`: prompt and answer at most. Raises RateLimited, Overloaded, ModelUnavailable."""
+        """After `take_request`. `num_tokens`: prompt and answers at most. Raises RateLimited, Overloaded,
+        ModelUnavailable."""
         self._check_queue(session, model)
         self.check_jobs(session, visit.identity)
-        self._take(visit, num_tokens)
+        self._take(visit, num_tokens, num_requests=0)
         self._ask_breaker(visit, model)
         visit.model = model
 
-    def admit_job(self, visit: Visit) -> None:
-        """A batch or another job that nobody waits for; `check_jobs` belongs to it. Raises RateLimited."""
-        self._take(visit, 0)
+    def take_request(self, visit: Visit) -> None:
+        """Before anything is done for it that takes time. Raises RateLimited."""
+        self._take(visit, 0, num_requests=1)
 
-    def _take(self, visit: Visit, num_tokens: int) -> None:
+    def _take(self, visit: Visit, num_tokens: int, *, num_requests: int) -> None:
         try:
-            visit.taken = self._rates.take(visit.identity, num_tokens)
+            visit.taken += self._rates.take(visit.identity, num_tokens, num_requests=num_requests)
         except RateLimited as error:
             visit.headers.update(error.headers)
             raise
@@ -161,10 +162,12 @@ def wait_seconds(num_waiting: int, answers_per_second: float | None) -> float:
     return min(MAX_RETRY_SECONDS, max(1.0, num_waiting / answers_per_second))
 
 
-def estimated_tokens(num_prompt_tokens: int | None, num_body_bytes: int, request: InferenceRequest) -> int:
-    """Of prompt and answers, at most; `num_prompt_tokens` is None where this machine cannot count them."""
-    max_answer_tokens = 0
-    if isinstance(request, CompletionRequest):
-        max_answer_tokens = (request.sampling.max_tokens or UNSTATED_ANSWER_TOKENS) * request.num_answers
+def estimated_tokens(num_prompt_tokens: int | None, num_body_bytes: int, requests: Sequence[InferenceRequest]) -> int:
+    """Of prompts and answers, at most; `num_prompt_tokens` is None where this machine cannot count them."""
+    max_answer_tokens = sum(
+        (request.sampling.max_tokens or UNSTATED_ANSWER_TOKENS) * request.num_answers
+        for request in requests
+        if isinstance(request, CompletionRequest)
+    )
     prompt = num_body_bytes // BYTES_PER_TOKEN if num_prompt_tokens is None else num_prompt_tokens
     return prompt + max_answer_tokens

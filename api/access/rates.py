@@ -57,11 +57,11 @@ class Rates:
     def close(self) -> None:
         self._pool.disconnect()
 
-    def take(self, identity: Identity, num_tokens: int) -> list[Taken]:
-        """One request and so many tokens. Raises RateLimited, and then has taken nothing."""
+    def take(self, identity: Identity, num_tokens: int, *, num_requests: int = 1) -> list[Taken]:
+        """Raises RateLimited, and then has taken nothing."""
         taken: list[Taken] = []
         try:
-            for window in windows(identity, num_tokens):
+            for window in windows(identity, num_tokens, num_requests):
                 one = self._take(window)
                 if one.remaining < 0:
                     self._give_back([*taken, one])
@@ -97,14 +97,14 @@ class Rates:
             self._storage.incr(key, one.window.item.get_expiry(), amount=amount)
 
 
-def windows(identity: Identity, num_tokens: int) -> Iterator[Window]:
+def windows(identity: Identity, num_tokens: int, num_requests: int) -> Iterator[Window]:
     """Of the key and of its tenant, where they are limited."""
     owners: list[tuple[str, str, Limits]] = [("this tenant", f"tenant:{identity.tenant}", identity.tenant_limits)]
     if identity.key_id is not None:
         owners.insert(0, ("this key", f"key:{identity.key_id}", identity.limits))
     for whose, owner, limits in owners:
-        if limits.requests_per_minute is not None:
-            yield Window("requests", whose, owner, limits.requests_per_minute, 1)
+        if limits.requests_per_minute is not None and num_requests:
+            yield Window("requests", whose, owner, limits.requests_per_minute, num_requests)
         if limits.tokens_per_minute is not None and num_tokens:
             yield Window("tokens", whose, owner, limits.tokens_per_minute, num_tokens)
 

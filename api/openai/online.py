@@ -131,6 +131,7 @@ def _commit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Ke
     bodies = split_prompts(endpoint, body)
     requests = [parse_request(endpoint, one) for one in bodies]
     parsed, *_ = requests
+    context.admission.take_request(visit)
     num_prompt_tokens = _count(context, requests)
     first, *more = [one.decode() for one in bodies]
     wanted = NewOnlineRequest(
@@ -148,7 +149,7 @@ def _commit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Ke
         if earlier is not None:
             return Submitted(earlier, parsed)
         check_model(session, endpoint, parsed.model)
-        num_tokens = estimated_tokens(num_prompt_tokens, len(body), parsed)
+        num_tokens = estimated_tokens(num_prompt_tokens, len(body), requests)
         context.admission.admit_online(session, visit, parsed.model, num_tokens)
         job = jobs.create_online(session, wanted)
         idempotency.remember(session, once, job.public_id)

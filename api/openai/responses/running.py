@@ -46,7 +46,7 @@ class Made:
 
 
 def make(context: Context, visit: Visit, request: ResponseRequest, once: Key | None) -> Made:
-    """Raises InvalidRequest, NotFound, and what `Admission.admit_online` raises."""
+    """Raises InvalidRequest, NotFound, and what `Admission` raises."""
     tenant = visit.identity.tenant
     with context.database.begin() as session:
         earlier = idempotency.recall(session, once)
@@ -55,12 +55,13 @@ def make(context: Context, visit: Visit, request: ResponseRequest, once: Key | N
         check_model(session, CHAT_ENDPOINT, request.model)
         body = request.chat_body(_earlier_items(session, tenant, request.previous_id))
     parsed = parse_body(CHAT_ENDPOINT, body)
+    context.admission.take_request(visit)
     num_prompt_tokens = count_prompt_tokens(context, request.model, parsed)
     with context.database.begin() as session:
         earlier = idempotency.recall(session, once)  # again: somebody may have been quicker
         if earlier is not None:
             return Made(responses.find(session, earlier, tenant=tenant, is_stored=False), is_new=False)
-        num_tokens = estimated_tokens(num_prompt_tokens, len(body), parsed)
+        num_tokens = estimated_tokens(num_prompt_tokens, len(body), [parsed])
         context.admission.admit_online(session, visit, request.model, num_tokens)
         job = jobs.create_online(session, _job(context, visit.identity, request, body))
         visit.job_id = job.id

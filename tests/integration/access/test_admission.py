@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -15,12 +16,13 @@ from api.access.admission import wait_seconds
 from api.app import create_api
 from core.access import Limits
 from core.job import ServiceClass
-from core.openai.completion import CHAT_ENDPOINT
+from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT
 from db import chunks, jobs
 from db.access import keys
 from db.chunks import Outcome
 from db.jobs import NewOnlineRequest
 from tasks.breaker.circuit import Breaker, Circuit
+from tests.engine_models import save_tiny_model
 from tests.integration.access.keys import bearer, make_key
 from tests.polling import until
 from tests.world import MODEL, World, batch_file, changed, success
@@ -98,6 +100,31 @@ def test_tokens_are_taken_by_an_estimate_and_corrected_by_the_answer(world: Worl
     left = [int(one.headers["x-ratelimit-remaining-tokens"]) for one in (first, second)]
     assert left[0] < 50
     assert left[0] - left[1] == 5
+
+
+def test_the_answers_to_all_prompts_of_a_request_are_taken(world: World) -> None:
+    # Given
+    key = bearer(make_key(world, limits=Limits(tokens_per_minute=100)))
+    body = {"model": MODEL, "prompt": ["one", "two", "three"], "max_tokens": 40}
+    with client_of(world, online_timeout_seconds=0.1) as client:
+        # When
+        refused = client.post(TEXT_ENDPOINT, json=body, headers=key)
+    # Then
+    assert refused.status_code == 429
+
+
+@pytest.mark.parametrize("path", [CHAT_ENDPOINT, "/v1/responses"])
+def test_a_request_too_many_is_refused_before_its_prompt_is_counted(world: World, tmp_path: Path, path: str) -> None:
+    # Given a model whose prompts are counted here
+    models = f"{MODEL}={save_tiny_model(tmp_path)}"
+    key = bearer(make_key(world, limits=Limits(requests_per_minute=1)))
+    too_long = "feeds the wheel " * 1000
+    body = {"input": too_long} if path != CHAT_ENDPOINT else {"messages": [{"role": "user", "content": too_long}]}
+    with client_of(world, models=models) as client:
+        # When
+        statuses = [client.post(path, json={"model": MODEL, **body}, headers=key).status_code for _ in range(2)]
+    # Then
+    assert statuses == [400, 429]
 
 
 def test_a_batch_is_a_request_too(world: World) -> None:
