@@ -9,7 +9,6 @@ from fastapi import FastAPI
 from redis import ConnectionPool, Redis
 from redis.asyncio import Redis as AsyncRedis
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from api import errors, health, home
 from api.access import login
@@ -17,6 +16,7 @@ from api.access.admission import Admission
 from api.access.binding import check_binding
 from api.access.body import BodyLimit
 from api.access.gate import Gate
+from api.access.hosts import TrustedHosts
 from api.access.keyring import KeyRing
 from api.access.rates import Rates
 from api.access.scopes import public_paths
@@ -43,7 +43,6 @@ from tasks.messages import Messages
 DATABASE_CONNECTIONS = 16
 ADMISSION_SECONDS = 0.5
 MAX_TEST_SENDERS = 2
-# Where no key is needed, a web page that has its own name resolve to this machine must not get in.
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -105,7 +104,7 @@ def create_api(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     app.add_middleware(BodyLimit, max_file_bytes=settings.max_file_bytes)
     app.add_middleware(Gate, public_paths=public_paths(app), is_key_required=settings.auth != "local")
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings))
+    app.add_middleware(TrustedHosts, allowed=allowed_hosts(settings))
     app.state.meters = Meters()
     app.add_middleware(RequestMeter, meters=app.state.meters)
     app.add_middleware(Draining, drain=drain)  # the outermost

@@ -21,7 +21,7 @@ from redis import Redis
 from benchmarks.report import Report, open_report, parse_options
 from benchmarks.sandbox import running_servers, settings_in, temporary_root
 from benchmarks.workload import lines_of
-from cli.client import connect
+from cli.client import Server, connect
 from cli.follow import ENDED
 from cli.local.running import running
 from core.job import DEFAULT_TENANT
@@ -150,7 +150,7 @@ def _store(services: Services, content: bytes) -> str:
 
 
 def measure_system(settings: Settings, num_rows: int, rounds: int, report: Report) -> None:
-    with running(settings) as started, connect(started.url) as client:
+    with running(settings) as started, connect(Server(started.url)) as client:
         _through_system(client, lines_of(WARMUP_ROWS, ROW_BYTES, MODEL))
         content = lines_of(num_rows, ROW_BYTES, MODEL)
         measured = [_through_system(client, content) for _ in range(rounds)]

@@ -27,7 +27,7 @@ from benchmarks.random_model import save_random_model
 from benchmarks.report import Report, open_report, parse_options, percentile
 from benchmarks.sandbox import gpu_name, running_engine, settings_in, temporary_root
 from benchmarks.workload import Question, batch_file, question_body, questions
-from cli.client import connect, get_job
+from cli.client import Server, connect, get_job
 from cli.follow import ENDED, POLL_SECONDS
 from cli.local.running import running
 from core.openai.completion import CHAT_ENDPOINT, parse_body
@@ -124,7 +124,7 @@ def latencies_of(answers: Sequence[Finished]) -> dict[str, float]:
 
 
 def run_system(settings: Settings, asked: Sequence[Question]) -> Round:
-    with running(settings) as started, connect(started.url) as client:
+    with running(settings) as started, connect(Server(started.url)) as client:
         run_batch(client, started.url, warmup_questions())
         before = _system_reading(started.pid)
         job = run_batch(client, started.url, asked)
@@ -148,7 +148,7 @@ def run_batch(client: OpenAI, url: str, asked: Sequence[Question]) -> dict[str, 
     counts = seen.request_counts
     if counts is None or counts.completed != len(asked):
         raise RuntimeError(f"expected {len(asked)} answers, got {counts}; the batch is {seen.status}: {seen.errors}")
-    return get_job(url, batch.id)
+    return get_job(Server(url), batch.id)
 
 
 def _alone_reading() -> Reading:

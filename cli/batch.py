@@ -29,13 +29,13 @@ class BatchNotCompleted(MillraceError):
 def run(server: Server, source: Path, out: Path, model: str | None, window: str) -> None:
     """Submits a file, follows it, writes the answers. Raises BatchNotCompleted when the file is refused."""
     console = Console()
-    with connect(server.url, server.key) as client:
+    with connect(server) as client:
         batch = submit(client, source, model, window)
         console.print(f"batch {batch.id}", highlight=False)
         batch = _follow_or_leave(client, batch.id, console)
         _check_accepted(batch)
         _save(client, batch, out, console)
-        console.print(summary_table(batch, get_job(server.url, batch.id, server.key)))
+        console.print(summary_table(batch, get_job(server, batch.id)))
         _check_completed(batch)
 
 
@@ -147,7 +147,7 @@ def list_batches(server: Server, limit: int) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("id", "state", "model", "done", "failed", "rows", "created"):
         table.add_column(column, no_wrap=True)
-    with connect(server.url, server.key) as client:
+    with connect(server) as client:
         for batch in client.batches.list(limit=limit).data:
             table.add_row(*_list_row(batch))
     Console().print(table)
@@ -163,22 +163,22 @@ def _list_row(batch: Batch) -> list[str]:
 def show(server: Server, batch_id: str) -> None:
     """Follows the batch while it runs."""
     console = Console()
-    with connect(server.url, server.key) as client:
+    with connect(server) as client:
         batch = _follow_or_leave(client, batch_id, console)
         for line in _error_lines(batch):
             console.print(line, highlight=False, markup=False)
-        console.print(summary_table(batch, get_job(server.url, batch_id, server.key)))
+        console.print(summary_table(batch, get_job(server, batch_id)))
 
 
 def cancel(server: Server, batch_id: str) -> None:
-    with connect(server.url, server.key) as client:
+    with connect(server) as client:
         batch = client.batches.cancel(batch_id)
     Console().print(f"{batch.id} is {batch.status}", highlight=False)
 
 
 def results(server: Server, batch_id: str, out: Path) -> None:
     """Raises BatchNotCompleted while there are none."""
-    with connect(server.url, server.key) as client:
+    with connect(server) as client:
         batch = client.batches.retrieve(batch_id)
         if batch.output_file_id is None and batch.error_file_id is None:
             raise BatchNotCompleted(f"expected a batch with results, got one that is {batch.status}")

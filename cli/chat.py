@@ -7,7 +7,7 @@ from cli.client import RequestFailed, Server, connect
 
 def chat(server: Server, question: str, model: str | None, max_tokens: int, temperature: float) -> None:
     """Raises RequestFailed when no model is served."""
-    with connect(server.url, server.key) as client:
+    with connect(server) as client:
         if model is None:
             served = client.models.list().data
             if not served:

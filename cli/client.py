@@ -2,6 +2,7 @@
 and the demo do with it. Failures that a person can mend become sentences.
 """
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from openai import APIConnectionError, APIStatusError, OpenAI
+from openai import APIConnectionError, APIStatusError, DefaultHttpxClient, OpenAI
 
 from cli.local.access import read_key
 from cli.local.preflight import api_url
-from core.errors import MillraceError, NotFound, Unavailable
+from core.errors import ConfigurationError, MillraceError, NotFound, Unavailable
 from core.settings import Settings
 
 # Where this machine needs no key, the client still insists on one.
@@ -29,23 +30,45 @@ class RequestFailed(MillraceError):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where a Millrace answers, and the key for it."""
+    """Where a Millrace answers, and the key for it. certificate: the one that it must show, whatever names are in it;
+    that of a known authority for its name otherwise."""
 
     url: str
     key: str = NO_KEY
+    certificate: str = ""
 
 
 def server_of(settings: Settings, url: str | None) -> Server:
-    """`url`: somebody else's, whom the key of this machine does not concern; None is the Millrace of the settings."""
-    if url is not None:
+    """`url`: somebody else's, whom the key of this machine does not concern, unless it is the Millrace of the settings;
+    None is that."""
+    own = api_url(settings)
+    if url is not None and url.rstrip("/") != own:
         return Server(url.rstrip("/"), settings.api_key or NO_KEY)
-    return Server(api_url(settings), settings.api_key or read_key(settings) or NO_KEY)
+    return Server(own, settings.api_key or read_key(settings) or NO_KEY, settings.tls_certificate)
+
+
+def verification(server: Server) -> ssl.SSLContext | bool:
+    """Of the certificate that it shows. Our own is for the names that others use, not for the address that we ask; so
+    it is compared with the file itself. Raises ConfigurationError when that cannot be read."""
+    if not server.certificate:
+        return True
+    try:
+        context = ssl.create_default_context(cafile=server.certificate)
+    except OSError as error:
+        raise ConfigurationError(
+            f"MILLRACE_TLS_CERTIFICATE: cannot read {server.certificate}, to know the API of this machine by: {error}"
+        ) from error
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
 
 
 @contextmanager
-def connect(url: str, key: str = NO_KEY) -> Iterator[OpenAI]:
+def connect(server: Server) -> Iterator[OpenAI]:
     """Raises Unavailable when nobody answers there, RequestFailed with the server's own words otherwise."""
-    client = OpenAI(base_url=f"{url}/v1", api_key=key, timeout=TIMEOUT_SECONDS)
+    url = server.url
+    http = DefaultHttpxClient(verify=verification(server))
+    client = OpenAI(base_url=f"{url}/v1", api_key=server.key, timeout=TIMEOUT_SECONDS, http_client=http)
     try:
         yield client
     except APIConnectionError as error:
@@ -63,40 +86,45 @@ def server_message(error: APIStatusError) -> str:
     return str(body["message"]) if isinstance(body, dict) and "message" in body else error.message
 
 
-def is_ready(url: str) -> bool:
+def is_ready(server: Server) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=2.0).is_success
+        return httpx.get(f"{server.url}/readyz", timeout=2.0, verify=verification(server)).is_success
     except httpx.HTTPError:
         return False
 
 
 def call(server: Server, method: str, path: str, body: dict[str, object] | None = None) -> dict[str, Any]:
     """One of Millrace's own routes. Raises Unavailable when nobody answers, RequestFailed with the server's words."""
-    headers = {"Authorization": f"Bearer {server.key}"}
-    try:
-        response = httpx.request(method, f"{server.url}{path}", json=body, headers=headers, timeout=TIMEOUT_SECONDS)
-    except httpx.HTTPError as error:
-        raise Unavailable(
-            f"no Millrace answers at {server.url}: start one with `millrace up`, or name it with --url"
-        ) from error
+    response = _request(server, method, path, body)
     if not response.is_success:
         raise RequestFailed(f"{server.url} answered {response.status_code}: {response.text}")
     answer: dict[str, Any] = response.json()
     return answer
 
 
-def get_job(url: str, job_id: str, key: str = NO_KEY) -> dict[str, object]:
-    """`GET /api/v1/jobs/{id}`: what OpenAI's batch object has no place for. Raises NotFound, Unavailable."""
+def _request(server: Server, method: str, path: str, body: dict[str, object] | None) -> httpx.Response:
     try:
-        response = httpx.get(
-            f"{url}/api/v1/jobs/{job_id}", headers={"Authorization": f"Bearer {key}"}, timeout=TIMEOUT_SECONDS
+        return httpx.request(
+            method,
+            f"{server.url}{path}",
+            json=body,
+            headers={"Authorization": f"Bearer {server.key}"},
+            timeout=TIMEOUT_SECONDS,
+            verify=verification(server),
         )
     except httpx.HTTPError as error:
-        raise Unavailable(f"no Millrace answers at {url}: {error}") from error
+        raise Unavailable(
+            f"no Millrace answers at {server.url}: start one with `millrace up`, or name it with --url"
+        ) from error
+
+
+def get_job(server: Server, job_id: str) -> dict[str, object]:
+    """`GET /api/v1/jobs/{id}`: what OpenAI's batch object has no place for. Raises NotFound, Unavailable."""
+    response = _request(server, "GET", f"/api/v1/jobs/{job_id}", None)
     if response.status_code == httpx.codes.NOT_FOUND:
-        raise NotFound(f"no job {job_id} at {url}")
+        raise NotFound(f"no job {job_id} at {server.url}")
     if not response.is_success:
-        raise RequestFailed(f"{url} answered {response.status_code}: {response.text}")
+        raise RequestFailed(f"{server.url} answered {response.status_code}: {response.text}")
     job: dict[str, object] = response.json()
     return job
 

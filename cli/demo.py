@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def demo(settings: Settings) -> None:
     """Raises DemoFailed when not every row is answered."""
     console = Console()
     questions = questions_path()
-    with _millrace(settings, console) as server, connect(server.url, server.key) as client:
+    with _millrace(settings, console) as server, connect(server) as client:
         console.print(f"\nRunning {questions.name} as a batch of {_count_lines(questions)} requests")
         batch = follow(client, submit(client, questions, None).id, console)
         answers = settings.data_path / "demo" / "answers.jsonl"
@@ -60,12 +61,12 @@ def _count_lines(path: Path) -> int:
 @contextmanager
 def _millrace(settings: Settings, console: Console) -> Iterator[Server]:
     server = server_of(settings, None)
-    if is_ready(server.url):
+    if is_ready(server):
         console.print(f"Using the Millrace that runs at {server.url}")
         yield server
         return
     with running(_on_free_ports(settings)) as started:
-        yield Server(started.url, server_of(settings, None).key)  # made by the first start
+        yield replace(server_of(settings, None), url=started.url)  # its key was made by the first start
 
 
 def _on_free_ports(settings: Settings) -> Settings:
@@ -88,7 +89,7 @@ def _free_port(host: str, wanted: int) -> int:
 
 
 def _show(client: OpenAI, server: Server, batch: Batch, questions: Path, answers: Path, console: Console) -> None:
-    console.print(summary_table(batch, get_job(server.url, batch.id, server.key)))
+    console.print(summary_table(batch, get_job(server, batch.id)))
     console.print(f"  answers in            {answers}\n", highlight=False)
     asked = {row["custom_id"]: row["body"]["messages"][-1]["content"] for row in _rows(questions)}
     for row in list(_rows(answers))[:NUM_SHOWN]:

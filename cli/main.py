@@ -220,7 +220,7 @@ def create_key(
     name: Annotated[str, typer.Argument(help="For whom or what, to know it again.")],
     tenant: Tenant = DEFAULT_TENANT,
     scope: Annotated[
-        list[Scope] | None, typer.Option(help="What it may do; may be repeated; `submit` and `read` otherwise.")
+        list[Scope] | None, typer.Option(help="May be repeated, none contains another; `submit` and `read` otherwise.")
     ] = None,
     expires: Annotated[str | None, typer.Option(help="When it ends, such as `90d` or `12h`; never otherwise.")] = None,
     max_priority: Annotated[

@@ -34,6 +34,7 @@ CODES = (
     ("interrupted", f"{HTTP}, {LOG}", "Ended by a deadline or a shutdown, not by the request; try again."),
     ("invalid_api_key", HTTP, "Status 401: no key was sent, or it is unknown, expired or revoked."),
     ("invalid_endpoint", f"{HTTP}, {REFUSED}", "Not one of the endpoints that batches have."),
+    ("invalid_host", HTTP, "The name that the request was addressed to is not in `MILLRACE_TRUSTED_HOSTS`."),
     ("invalid_json", f"{HTTP}, {ROW}", "The body is not a JSON object."),
     ("invalid_json_line", REFUSED, "The line is not JSON."),
     ("invalid_line", REFUSED, "The line is JSON, but not a request object."),

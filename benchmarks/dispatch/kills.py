@@ -15,7 +15,7 @@ from benchmarks.processes import parts_of
 from benchmarks.report import Report
 from benchmarks.sandbox import settings_in
 from benchmarks.workload import lines_of
-from cli.client import connect
+from cli.client import Server, connect
 from cli.follow import ENDED
 from cli.local.running import running
 
@@ -43,7 +43,7 @@ class Costs:
 def measure_kills(root: Path, report: Report, *, num_kills: int) -> None:
     journal = root / JOURNAL
     settings = settings_in(root, f"{MODEL}=null:{DELAY_SECONDS}>{journal}")
-    with running(settings) as started, connect(started.url) as client:
+    with running(settings) as started, connect(Server(started.url)) as client:
         file = client.files.create(file=("in.jsonl", lines_of(NUM_ROWS, ROW_BYTES, MODEL)), purpose="batch")
         batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
         for number in range(num_kills):

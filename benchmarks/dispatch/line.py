@@ -16,7 +16,7 @@ from openai.types import Batch
 from benchmarks.processes import Reading, cores_used, cpu_seconds, machine_cpu_seconds
 from benchmarks.report import Report
 from benchmarks.workload import lines_of
-from cli.client import connect
+from cli.client import Server, connect
 from cli.follow import ENDED
 from cli.local.running import Running
 
@@ -51,7 +51,7 @@ class LineRun:
 
 
 def measure_line(started: Running, database_url: str, num_rows: int, rounds: int) -> list[LineRun]:
-    with connect(started.url) as client:
+    with connect(Server(started.url)) as client:
         run_batch(client, lines_of(WARMUP_ROWS, ROW_BYTES, MODEL))
         content = lines_of(num_rows, ROW_BYTES, MODEL)
         return [_run_line(client, started, database_url, content, num_rows) for _ in range(rounds)]

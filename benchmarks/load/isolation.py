@@ -15,7 +15,7 @@ from benchmarks.report import Report, percentile
 from benchmarks.sandbox import embedded_database_url, settings_in
 from benchmarks.system import MODEL, save_model
 from benchmarks.workload import batch_file, questions
-from cli.client import connect
+from cli.client import Server, connect
 from cli.local.running import running
 
 PER_SECOND = 2.0
@@ -38,7 +38,7 @@ def measure_isolation(root: Path, report: Report, *, is_quick: bool) -> None:
     settings = settings_in(root, f"{MODEL}={root / MODEL}")
     with (
         running(settings) as started,
-        connect(started.url) as client,
+        connect(Server(started.url)) as client,
         psycopg.connect(embedded_database_url(settings), autocommit=True) as connection,
     ):
         _people(started.url, seconds / 3, seed=1)

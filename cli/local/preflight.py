@@ -10,6 +10,7 @@ from core.errors import ConfigurationError
 from core.settings import Settings
 
 ENGINE_PACKAGES = ("torch", "transformers")
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # address that is listened on -> how to reach it
 INSTALL_ENGINE = "pip install 'millrace[engine]'"
 
 
@@ -66,8 +67,10 @@ def check_engine_packages(settings: Settings) -> None:
 
 
 def api_url(settings: Settings) -> str:
+    """As this machine reaches it."""
     scheme = "https" if settings.tls_certificate else "http"
-    return f"{scheme}://{http_host(settings.host)}:{settings.port}"
+    host = EVERYWHERE.get(settings.host, settings.host)
+    return f"{scheme}://{http_host(host)}:{settings.port}"
 
 
 def http_host(host: str) -> str:

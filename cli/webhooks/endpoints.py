@@ -26,14 +26,14 @@ def create(server: Server, url: str, name: str, events: Sequence[EventType]) -> 
 def list_endpoints(server: Server) -> None:
     """Newest first."""
     table = _table(COLUMNS)
-    with connect(server.url, server.key) as client:
+    with connect(server) as client:
         for endpoint in client.webhooks.list(limit=100):
             table.add_row(endpoint.id, endpoint.name, endpoint.url, ", ".join(endpoint.event_types))
     Console().print(table)
 
 
 def remove(server: Server, endpoint_id: str) -> None:
-    with connect(server.url, server.key) as client:
+    with connect(server) as client:
         client.webhooks.delete(endpoint_id)
     print(f"{endpoint_id} is removed; what was on its way to it is given up")
 

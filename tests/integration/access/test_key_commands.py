@@ -136,3 +136,5 @@ def test_the_key_of_this_machine_is_not_sent_to_others(world: World, tmp_path: P
     assert server_of(settings, None).key == "mr_local"
     assert server_of(settings, "https://llm.example").key == NO_KEY
     assert server_of(changed(settings, api_key="mr_team"), "https://llm.example").key == "mr_team"
+    assert server_of(settings, f"http://127.0.0.1:{settings.port}/") == server_of(settings, None)
+    assert server_of(settings, f"http://127.0.0.1:{settings.port + 1}").key == NO_KEY

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from api.access.binding import check_binding, check_open_address, check_tls
-from core.errors import ConfigurationError
+from cli.client import call, connect, server_of
+from core.errors import ConfigurationError, Unavailable
 from core.settings import Settings, settings_environment
 from tests.e2e.test_up import free_ports
 from tests.integration.access.keys import bearer, expired_key, make_key
@@ -29,6 +30,18 @@ b38aTwh0vx7MetpsIOKxjTGfDbGPE4eeo28wbTAdBgNVHQ4EFgQUxhCKxmdPfj8X
 VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
 zj0EAwIDSAAwRQIgDaMwK2jUo7Lig+qsC8NBy2LpFIwD2Ejh/AWA3AUTFRYCIQCm
 3yf9fKD+VK3npbfu3jlKJXZEOQHf+mDYZn48z4vmWQ==
+-----END CERTIFICATE-----
+"""
+OTHER_CERTIFICATE = """-----BEGIN CERTIFICATE-----
+MIIBmzCCAUGgAwIBAgIUD7CPi1vrGPN6zPBZGZ1wWUkT/ncwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNTAzMjQwNFoYDzIxMjYxMTAx
+MDMyNDA0WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAAS86gSS4SJ6wvnKDsz9dxEGe3uuOTHc1uBKxeYcyKcr3pyMTE609pjE
+NI9c2BGN212y0egry3GUKhSTUcaIMWD4o28wbTAdBgNVHQ4EFgQUjRcGbesc8BlT
+mH+inZeMqE8z+RswHwYDVR0jBBgwFoAUjRcGbesc8BlTmH+inZeMqE8z+RswDwYD
+VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
+zj0EAwIDSAAwRQIhAL4jBvZN+yc6P3ZrjnBjff3mUbCXSDk5WnYUA6LSq6XnAiAt
+hsy6wDKZ7BlNpJ4vzvpbElg7vfTN7vQY6wUIi+PXdg==
 -----END CERTIFICATE-----
 """
 KEY = """-----BEGIN PRIVATE KEY-----
@@ -80,8 +93,26 @@ def test_an_open_address_with_a_key_and_a_certificate_is_served(world: World, tl
         # When / Then
         assert httpx.get(f"{url}/v1/models", verify=False).status_code == 401
         assert httpx.get(f"{url}/v1/models", headers=bearer(key), verify=False).status_code == 200
+        assert call(server_of(changed(settings, api_key=key), None), "GET", "/v1/models")["data"]
+        with connect(server_of(changed(settings, api_key=key), None)) as client:
+            assert client.models.list().data
         cookie = httpx.post(f"{url}/login", data={"key": key}, verify=False).headers["set-cookie"]
         assert "; secure" in cookie.lower()
+
+
+def test_the_command_line_sends_its_key_only_to_the_certificate_of_the_settings(
+    world: World, tls: dict[str, str], tmp_path: Path
+) -> None:
+    # Given another server on the port of ours, with a certificate for the same name
+    (tmp_path / "expected.pem").write_text(OTHER_CERTIFICATE)
+    (port, _) = free_ports()
+    settings = changed(world.services.settings, port=port, **tls)
+    with served(settings) as child:
+        until(lambda: answers(f"https://127.0.0.1:{port}/readyz", child))
+        # When / Then
+        expecting = changed(settings, tls_certificate=str(tmp_path / "expected.pem"))
+        with pytest.raises(Unavailable):
+            call(server_of(expecting, None), "GET", "/v1/models")
 
 
 def test_an_open_address_without_a_usable_key_is_refused(world: World) -> None:
