@@ -12,9 +12,11 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from db import chunks, jobs
+from db import chunks, jobs, shares
+from db.access import usage
 from db.chunks import Held
 from db.connection import Database
+from db.native import heavy
 
 RUNS = 30
 MODELS = [f"model-{number}" for number in range(8)]
@@ -54,6 +56,10 @@ ACTIONS: Mapping[str, Action] = {
     "reconcile_wake_delayed": chunks.wake_delayed,
     "reconcile_overdue": jobs.overdue,
     "reconcile_stuck": lambda session: jobs.stuck(session, older_than=timedelta(seconds=10), limit=16),
+    "reconcile_restore_shares": shares.restore,
+    "reconcile_forget_shares": lambda session: shares.forget(session, older_than=timedelta(hours=1)),
+    "reconcile_fold_usage": lambda session: usage.fold(session, limit=10_000),
+    "reconcile_heavy_waiting": heavy.waiting,
     "renew_leases": lambda session: chunks.renew(session, "worker", _held(session), LEASE_SECONDS),
     "progress_of_a_page": lambda session: jobs.progress(session, _page(session)),
 }
