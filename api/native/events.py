@@ -7,6 +7,7 @@ with `Last-Event-ID` hears what is new since then, from any API process.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,12 +31,13 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 LOOK_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 15.0
 STREAM_SECONDS = 3600.0  # then the client comes back with Last-Event-ID
-MOST_STREAMS = 256  # each looks into the database twice a second
+MOST_STREAMS = 256  # of an API process; each looks into the database twice a second
+MOST_STREAMS_OF_A_TENANT = 64
 EVENT_STREAM = "text/event-stream"
 
 LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", description="Tells only what is new since then.")]
 
-_streams: set[object] = set()
+_streams: Counter[str] = Counter()  # tenant -> how many
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,12 @@ async def follow_job(
 ) -> StreamingResponse:
     """Begins with all that has happened, ends when the job has. `state` tells a state and since when; `progress` counts
     and a fraction."""
-    if len(_streams) >= MOST_STREAMS:
-        raise Overloaded(f"expected at most {MOST_STREAMS} event streams at once; try again", retry_after_seconds=5)
+    if _streams.total() >= MOST_STREAMS or _streams[tenant] >= MOST_STREAMS_OF_A_TENANT:
+        raise Overloaded(
+            f"expected at most {MOST_STREAMS} event streams at once, and {MOST_STREAMS_OF_A_TENANT} of a tenant; "
+            "try again",
+            retry_after_seconds=5,
+        )
     await run_in_threadpool(_look, context, tenant, job_id)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     events = _events(context, tenant, job_id, Mark.parse(last_event_id))
@@ -76,8 +82,7 @@ async def follow_job(
 
 
 async def _events(context: Context, tenant: str, job_id: str, mark: Mark) -> AsyncIterator[bytes]:
-    stream = object()
-    _streams.add(stream)
+    _streams[tenant] += 1
     try:
         began = told_at = time.monotonic()
         while time.monotonic() - began < STREAM_SECONDS:
@@ -97,7 +102,7 @@ async def _events(context: Context, tenant: str, job_id: str, mark: Mark) -> Asy
                 yield b": still there\n\n"
             await asyncio.sleep(LOOK_SECONDS)
     finally:
-        _streams.discard(stream)
+        _streams[tenant] -= 1
 
 
 def _look(context: Context, tenant: str, job_id: str) -> tuple[Job, list[tuple[JobState, datetime]]]:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_api
+from api.native import events as events_module
 from core.protocol import DeviceReading, EngineStats, Hello, ModelStatus
 from db.native import nodes
 from tasks.upkeep import finalizing
@@ -103,6 +105,18 @@ def test_whoever_comes_back_hears_only_what_is_new(client: TestClient, world: Wo
 
 def test_a_job_that_is_not_there_has_no_events(client: TestClient) -> None:
     assert client.get("/api/v1/jobs/job_1/events").status_code == 404
+
+
+def test_a_tenant_leaves_streams_to_the_others(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    job = submit(client)
+    streams = {"other": events_module.MOST_STREAMS_OF_A_TENANT, "default": 1}
+    monkeypatch.setattr(events_module, "_streams", Counter(streams))
+    monkeypatch.setattr(events_module, "STREAM_SECONDS", 0.0)
+    # When / Then
+    assert client.get(f"/api/v1/jobs/{job}/events").status_code == 200
+    monkeypatch.setattr(events_module, "MOST_STREAMS_OF_A_TENANT", 1)
+    assert client.get(f"/api/v1/jobs/{job}/events").status_code == 429
 
 
 def test_a_queue_that_is_paused_gives_nothing_until_it_is_resumed(client: TestClient, world: World) -> None:
