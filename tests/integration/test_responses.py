@@ -1,5 +1,6 @@
 """`/v1/responses` with the official client, over a worker and a real engine process."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import openai
 import pytest
 from openai.types.responses import Response
 
+from api.openai.responses import routes
 from core.job import JobState
+from core.openai.responses.request import ResponseRequest, parse_response_request
 from core.protocol import Generate
 from db import responses
 from engine.null import answer_text
@@ -202,6 +205,22 @@ def test_bad_calls_are_refused_in_the_shape_of_openai(answering: Answering) -> N
     whole = create(model=MODEL, input="hello")
     with pytest.raises(openai.BadRequestError, match="stream=true"):
         answering.client.responses.retrieve(whole.id, stream=True)
+
+
+def test_a_body_is_not_parsed_where_everybody_is_served(answering: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    threads: list[str] = []
+
+    def noted(body: bytes) -> ResponseRequest:
+        threads.append(threading.current_thread().name)
+        return parse_response_request(body)
+
+    monkeypatch.setattr(routes, "parse_response_request", noted)
+    # When
+    answering.client.responses.create(model=MODEL, input="hello")
+    # Then
+    assert len(threads) == 1
+    assert threads != ["api"]
 
 
 def test_the_same_call_again_is_the_same_response(answering: Answering) -> None:

@@ -41,7 +41,7 @@ _EXAMPLE = {"model": "millrace/tiny", "input": "What is a list?", "background": 
 async def create_response(context: Ctx, request: Request, once: Once) -> Response:
     """With `background` it comes back at once, `queued`, and is made by and by. With `stream` it is told in events."""
     check_content_type(request)
-    parsed = parse_response_request(await request.body())
+    parsed = await run_in_threadpool(parse_response_request, await request.body())
     await context.broker.check()
     made = await run_in_threadpool(make, context, visit_of(request), parsed, once)
     found = made.response
