@@ -84,7 +84,8 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     param = ".".join(path) or None
-    return error_response(400, "invalid_request", f"{param or 'body'}: {first['msg']}", param)
+    code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_request"
+    return error_response(400, code, f"{param or 'body'}: {first['msg']}", param)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -53,7 +53,7 @@ class CreateBatch(BaseModel):
     """As OpenAI's, and `priority` beside it: 0 to 9, 9 runs first."""
 
     model_config = ConfigDict(
-        extra="ignore",
+        extra="forbid",
         json_schema_extra={
             "example": {"input_file_id": "file-…", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         },

@@ -26,12 +26,15 @@ class _Format(msgspec.Struct):
     encoding_format: EncodingFormat | None = None
 
 
-class EmbeddingBody(_Format, kw_only=True):
-    """`user` and other fields that change nothing about the answer are accepted."""
+class EmbeddingBody(_Format, kw_only=True, forbid_unknown_fields=True):
+    """`user` and vLLM's fields that change nothing about the answer are accepted; what is unknown is refused."""
 
     model: Annotated[str, Meta(min_length=1)]
     input: str | list[str | TokenId | list[TokenId]]
     dimensions: Positive | None = None
+    user: Any = None
+    request_id: Any = None
+    cache_salt: Any = None
 
 
 _decoder = msgspec.json.Decoder(EmbeddingBody)

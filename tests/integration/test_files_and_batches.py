@@ -94,6 +94,13 @@ def test_batches_are_listed_over_all_pages(world: World, official: OpenAI) -> No
         official.batches.list(after="batch_unknown")
 
 
+def test_an_unknown_field_of_a_batch_is_refused(world: World, official: OpenAI) -> None:
+    file_id = world.upload(batch_file(range(1)))
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(official, file_id, extra_body={"prioriy": 9})
+    assert (refused.value.code, refused.value.param) == ("unknown_parameter", "prioriy")
+
+
 @pytest.mark.parametrize(
     "metadata",
     [{f"key{index}": "x" for index in range(17)}, {"k" * 65: "x"}, {"key": "x" * 513}],

@@ -1,7 +1,7 @@
 """A request for a response: its body checked, and the chat completion that answers it.
 
-Fields that OpenAI's API has and Millrace does not offer are refused by name where they would change the answer. The
-fields of sampling, vLLM's among them, are those of `/v1/chat/completions`, which checks them.
+Fields that OpenAI's API has and Millrace does not offer are refused by name where they would change the answer, unknown
+ones always. The fields of sampling, vLLM's among them, are those of `/v1/chat/completions`, which checks them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class _Text(msgspec.Struct):
     format: dict[str, Any] | None = None
 
 
-class ResponseBody(msgspec.Struct, kw_only=True):
+class ResponseBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: Annotated[str, Meta(min_length=1)]
     input: str | list[dict[str, Any]]
     instructions: str | None = None
@@ -51,10 +51,32 @@ class ResponseBody(msgspec.Struct, kw_only=True):
     reasoning: dict[str, Any] | None = None
     conversation: Any = None
     prompt: Any = None
+    access_programs: Any = None
+    background_options: Any = None
+    context_management: Any = None
+    image: Any = None
+    max_tool_calls: Any = None
+    moderation: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
+    service_tier: Any = None
+    stream_options: Any = None
+    seed: Any = None
+    stop: Any = None
+    stop_token_ids: Any = None
+    top_k: Any = None
+    min_p: Any = None
+    min_tokens: Any = None
+    ignore_eos: Any = None
+    repetition_penalty: Any = None
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
+    logit_bias: Any = None
 
 
 _decoder = msgspec.json.Decoder(ResponseBody)
-_loose_decoder = msgspec.json.Decoder(dict[str, Any])
 
 # Taken over as they are: what chat completions understand beside OpenAI's own fields.
 _EXTENSIONS = (
@@ -112,7 +134,7 @@ def parse_response_request(body: bytes) -> ResponseRequest:
     """Raises InvalidRequest naming the field that is wrong, Unsupported for what is not offered."""
     parsed = decode(_decoder, body)
     _refuse_unsupported(parsed)
-    extensions = {name: value for name, value in _loose_decoder.decode(body).items() if name in _EXTENSIONS}
+    extensions = {name: value for name in _EXTENSIONS if (value := getattr(parsed, name)) is not None}
     is_stored = parsed.store is not False
     if parsed.background and not is_stored:
         raise InvalidRequest("background: expected store to be true beside it", param="store")

@@ -71,3 +71,9 @@ def test_numbers_are_floats_unless_base64_is_asked_for() -> None:
     assert [item["index"] for item in floats["data"]] == [0, 1]
     assert floats["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
     assert (floats["object"], floats["model"], floats["data"][0]["object"]) == ("list", "m", "embedding")
+
+
+def test_an_unknown_field_is_refused() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_body(body("a", dimension=4))
+    assert (refused.value.code, refused.value.param) == ("unknown_parameter", "dimension")

@@ -2,6 +2,7 @@ import json
 from typing import Any
 
 import pytest
+from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from core.errors import InvalidRequest
 from core.openai.responses.items import chat_messages, output_items
@@ -104,6 +105,14 @@ def test_what_is_wrong_or_not_offered_is_refused_by_name(fields: dict[str, Any],
     with pytest.raises(InvalidRequest) as refused:
         parse_response_request(body(**fields))
     assert refused.value.param == param
+
+
+def test_an_unknown_field_is_refused_and_openais_own_are_known() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_response_request(body(max_tokens=5))
+    assert (refused.value.code, refused.value.param) == ("unknown_parameter", "max_tokens")
+    for name in ResponseCreateParamsBase.__annotations__.keys() - {"model", "input", "metadata"}:
+        assert parse_response_request(body(**{name: None})).model == "m"
 
 
 @pytest.mark.parametrize(
