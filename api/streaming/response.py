@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.access.visit import note_failure
 from api.context import Context
 from api.errors import SERVER_ERROR, error_response, millrace_error
 from api.streaming.following import Ended, Grown, Interruption, Silence, Told, follow
@@ -145,6 +146,7 @@ class AnswerStream(Response):
         if not self._has_started:
             await response(scope, receive, send)
             return
+        note_failure(scope, response.status_code)
         await self._write(send, b"data: " + bytes(response.body) + b"\n\n" + DONE_EVENT, is_last=True)
 
 

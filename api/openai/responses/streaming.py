@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.access.visit import note_failure
 from api.context import Context
 from api.openai.responses.running import beginning, look, response_object
 from api.streaming.following import Ended, Grown, Interruption, Told, follow
@@ -91,26 +92,27 @@ class ResponseStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            await unless_left(receive, lambda: self._tell_or_refuse(send))
+            await unless_left(receive, lambda: self._tell_or_refuse(scope, send))
         except OSError:
             logger.debug("response %s: the client closed the connection", self._found.row.id)
         finally:
             if not self._has_ended:
                 await unless_away(self._left)
 
-    async def _tell_or_refuse(self, send: Send) -> None:
+    async def _tell_or_refuse(self, scope: Scope, send: Send) -> None:
         try:
-            await self._tell(send)
+            await self._tell(scope, send)
         except MillraceError as error:  # PostgreSQL is away, or the response was deleted
             await _write(send, self._teller.fail(error.code, error.message), is_last=True)
 
-    async def _tell(self, send: Send) -> None:
+    async def _tell(self, scope: Scope, send: Send) -> None:
         await _write(send, self._teller.begin())
         if self._found.outcome is None:  # else there is nothing to wait for
             await self._follow(send)
         row = self._found.row
         ended = await run_in_threadpool(look, self._context, row.tenant, row.id, is_stored=False)
         self._has_ended = True
+        note_failure(scope, (ended.outcome and ended.outcome.status_code) or 0)
         await _write(send, self._teller.end(response_object(ended)), is_last=True)
 
     async def _follow(self, send: Send) -> None:

@@ -22,6 +22,7 @@ from db.access import keys
 from db.chunks import Outcome
 from db.jobs import NewOnlineRequest
 from tasks.breaker.circuit import Breaker, Circuit
+from tasks.relay import Piece
 from tests.engine_models import save_tiny_model
 from tests.integration.access.keys import bearer, make_key
 from tests.polling import until
@@ -39,13 +40,13 @@ def client_of(world: World, **settings: object) -> Iterator[TestClient]:
 
 
 @contextmanager
-def answering(world: World, outcome: Outcome) -> Iterator[None]:
-    """Every question gets this answer, as long as the block lasts."""
+def answering(world: World, outcome: Outcome, first: str = "") -> Iterator[None]:
+    """Every question gets this answer, as long as the block lasts. first: told before."""
     is_over = threading.Event()
 
     def work() -> None:
         while not is_over.wait(0.01):
-            answer_one(world, outcome)
+            answer_one(world, outcome, first)
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -56,12 +57,14 @@ def answering(world: World, outcome: Outcome) -> Iterator[None]:
         worker.join()
 
 
-def answer_one(world: World, outcome: Outcome) -> None:
+def answer_one(world: World, outcome: Outcome, first: str = "") -> None:
     with world.database.begin() as session:
         lease = chunks.claim(
             session, owner="worker", service_class=ServiceClass.ONLINE.value, models=[MODEL], lease_seconds=60.0
         )
     if lease is not None:
+        if first:
+            world.services.relay.publish(lease.job_public_id, Piece(1, 0, 0, 0, first, 1))
         world.write(lease, [outcome])
         world.services.relay.announce(lease.job_public_id)
 
@@ -237,6 +240,18 @@ def test_a_model_that_keeps_failing_is_left_alone_until_a_probe_succeeds(world: 
         # Then
         state = breaker.ask(MODEL)
         assert (state.circuit, state.num_failures) == (Circuit.CLOSED, 0)
+
+
+@pytest.mark.parametrize("path", [CHAT_ENDPOINT, "/v1/responses"])
+def test_a_model_that_fails_in_the_middle_of_a_stream_has_failed(world: World, path: str) -> None:
+    # Given
+    body = {**CHAT, "stream": True} if path == CHAT_ENDPOINT else {"model": MODEL, "input": "hi", "stream": True}
+    with client_of(world) as client, answering(world, FAILURE, first="He"):
+        # When
+        stream = client.post(path, json=body, headers=bearer(make_key(world)))
+    # Then
+    assert (stream.status_code, "out of order" in stream.text) == (200, True)
+    assert Breaker.of(world.services.settings, world.services.redis).ask(MODEL).num_failures == 1
 
 
 def test_a_wrong_request_says_nothing_about_the_model(world: World) -> None:
