@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from core.errors import Interrupted
-from core.openai.answer import chat_logprobs, text_logprobs
+from core.openai.answer import TextOffsets, chat_logprobs, text_logprobs
 from core.openai.chunks import (
     ChunkWriter,
     Event,
@@ -28,11 +28,13 @@ from db.tables import OutcomeRow
 from tasks.relay import Piece
 
 SUCCESS = 200
+READS_PER_DOUBLING = 32
 
 
 @dataclass(slots=True)
 class _Growing:
-    """A choice as the relay tells it. is_behind: a piece is missing, so the rest has to wait for the whole answer."""
+    """A choice as the relay tells it. is_behind: a piece is missing, so the rest has to wait for the whole answer.
+    written: log-probabilities of the first `num_written` tokens, as OpenAI writes them."""
 
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -40,6 +42,11 @@ class _Growing:
     prompt_tokens: int = 0
     tool_format: str = ""
     is_behind: bool = False
+    written: dict[str, Any] = field(default_factory=dict)
+    num_written: int = 0
+    offsets: TextOffsets = field(default_factory=TextOffsets)
+    _read: Message = field(default_factory=Message)
+    _read_again_at: int = 0
 
     def add(self, piece: Piece) -> None:
         """What was told before is left out."""
@@ -54,7 +61,13 @@ class _Growing:
 
     @property
     def message(self) -> Message:
-        return read_message(self.tool_format, self.text, is_end=False)
+        """Calls are read from the beginning, letter by letter: the longer the text, the less often."""
+        num_letters = len(self.text)
+        may_have_calls = bool(self.tool_format) and "{" in self.text
+        if not may_have_calls or num_letters >= self._read_again_at:
+            self._read = read_message(self.tool_format, self.text, is_end=False)
+            self._read_again_at = num_letters + num_letters // READS_PER_DOUBLING
+        return self._read
 
 
 class Narrator:
@@ -122,7 +135,15 @@ class Narrator:
     def _logprobs(self, growing: _Growing) -> dict[str, Any] | None:
         if not growing.logprobs:
             return None
-        return chat_logprobs(growing.logprobs) if self._heading.is_chat else text_logprobs(growing.logprobs)
+        tail = growing.logprobs[growing.num_written :]
+        growing.num_written = len(growing.logprobs)
+        more = chat_logprobs(tail) if self._heading.is_chat else text_logprobs(tail, growing.offsets)
+        for name, values in more.items():
+            if values is None:
+                growing.written[name] = None
+            else:
+                growing.written.setdefault(name, []).extend(values)
+        return growing.written
 
     def _usage(self) -> dict[str, Any] | None:
         if not self._heading.options.continuous_usage_stats:

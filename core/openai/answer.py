@@ -81,18 +81,27 @@ def _chat_token(token: TokenLogprob | TopToken) -> dict[str, Any]:
     return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}
 
 
-def text_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """`text_offset`: how many characters of the answer are complete before the token."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    offsets, length = [], 0
-    for token in tokens:
-        offsets.append(length)
-        length += len(decoder.decode(token.bytes))
+class TextOffsets:
+    """How many characters of an answer are complete before each of its tokens, which come in order."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._length = 0
+
+    def before(self, token: TokenLogprob) -> int:
+        offset = self._length
+        self._length += len(self._decoder.decode(token.bytes))
+        return offset
+
+
+def text_logprobs(tokens: Sequence[TokenLogprob], offsets: TextOffsets | None = None) -> dict[str, Any]:
+    """offsets: of an answer that grows, behind the tokens before these."""
+    offsets = offsets or TextOffsets()
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": [{top.text: top.logprob for top in token.top} for token in tokens],
-        "text_offset": offsets,
+        "text_offset": [offsets.before(token) for token in tokens],
     }
 
 

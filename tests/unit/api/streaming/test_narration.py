@@ -5,11 +5,16 @@ from collections.abc import Callable
 
 import pytest
 
+from api.streaming import narration
 from api.streaming.narration import Narrator
 from core.errors import Interrupted
+from core.openai.answer import TextOffsets, chat_logprobs, text_logprobs
 from core.openai.chunks import Event, Heading
-from core.openai.completion import CHAT_ENDPOINT, StreamOptions
+from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT, StreamOptions
+from core.openai.message import Message
 from core.openai.progress import new_progress, parse_progress
+from core.openai.tool_calls import read_message
+from core.protocol import TokenLogprob
 from db.tables import OutcomeRow
 from tasks.relay import Piece
 
@@ -118,3 +123,61 @@ def test_whoever_comes_back_without_the_relay_gets_the_rest_of_the_same_run_alon
     assert text_of(narrator("3:2").end([outcome("abcd")], attempt=3)) == "cd"
     with pytest.raises(Interrupted):
         narrator("3:2").end([outcome("abcd")], attempt=4)
+
+
+NUM_PIECES = 400
+
+
+def test_calls_are_not_read_anew_with_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a call that comes letter by letter
+    whole = '<tool_call>{"name": "look", "arguments": {"at": "' + "x" * NUM_PIECES + '"}}</tool_call>'
+    num_letters_read = 0
+
+    def counted(tool_format: str, text: str, *, is_end: bool) -> Message:
+        nonlocal num_letters_read
+        num_letters_read += len(text)
+        return read_message(tool_format, text, is_end=is_end)
+
+    monkeypatch.setattr(narration, "read_message", counted)
+    told = narrator()
+    # When
+    pieces = [Piece(1, 0, 0, place, letter, place, tool_format="tags") for place, letter in enumerate(whole)]
+    events = [event for one in pieces for event in told.grow([one])]
+    # Then
+    assert num_letters_read < len(whole) ** 2 / 4
+    calls = [call for event in events for call in event.data["choices"][0]["delta"].get("tool_calls", ())]
+    arguments = "".join(call["function"]["arguments"] for call in calls)
+    assert len(arguments) > NUM_PIECES * 0.9
+    assert ('{"at": "' + "x" * NUM_PIECES).startswith(arguments[:NUM_PIECES])
+
+
+@pytest.mark.parametrize("endpoint", [CHAT_ENDPOINT, TEXT_ENDPOINT])
+def test_each_log_probability_is_written_once(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    # Given tokens of two bytes each, half a letter and one and a half
+    letters = "\u00e9a" * NUM_PIECES
+    encoded = letters.encode()
+    tokens = [TokenLogprob("?", encoded[place : place + 2], -0.5) for place in range(0, len(encoded), 2)]
+    name = "chat_logprobs" if endpoint == CHAT_ENDPOINT else "text_logprobs"
+    write = {"chat_logprobs": chat_logprobs, "text_logprobs": text_logprobs}[name]
+    written: list[int] = []
+
+    def counted(tail: list[TokenLogprob], *more: TextOffsets) -> dict[str, object]:
+        written.append(len(tail))
+        return write(tail, *more)
+
+    monkeypatch.setattr(narration, name, counted)
+    heading = Heading(endpoint, "req_1-0", "m", 1000, StreamOptions())
+    told = Narrator(heading, 1, 1, new_progress(1))
+    # When
+    events = [
+        event
+        for place, token in enumerate(tokens)
+        for event in told.grow([Piece(1, 0, 0, place, "x", place + 1, logprobs=[token])])
+    ]
+    # Then
+    assert sum(written) == len(tokens)
+    found: dict[str, list[object]] = {}
+    for event in events:
+        for field, values in (event.data["choices"][0]["logprobs"] or {}).items():
+            found.setdefault(field, []).extend(values or ())
+    assert found == {field: values or [] for field, values in write(tokens).items()}
