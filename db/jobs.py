@@ -3,11 +3,11 @@
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import exists, func, select, text, update
-from sqlalchemy.orm import Session
+from sqlalchemy import exists, func, inspect, select, text, update
+from sqlalchemy.orm import Session, make_transient_to_detached
 
 from core.errors import Conflict, NotFound
 from core.job import (
@@ -22,6 +22,7 @@ from core.job import (
     ServiceClass,
 )
 from db import shares
+from db.connection import Statement
 from db.tables import ChunkRow, JobRow
 
 UNFINISHED_STATES = tuple(state.value for state in JobState if state not in TERMINAL_JOB_STATES)
@@ -31,14 +32,13 @@ BUSY_CHUNK_STATES = tuple(state.value for state in ChunkState if state not in TE
 
 
 # One statement, as somebody waits for it: the job, its requests and its chunk.
-_CREATE_ONLINE = select(JobRow).from_statement(
-    text("""
+_CREATE_ONLINE = Statement("""
 WITH job AS (
     INSERT INTO jobs (public_id, tenant, key_id, kind, service_class, state, endpoint, model, priority, num_requests,
         in_progress_at, expires_at)
     VALUES (:public_id, :tenant, CAST(:key_id AS bigint), :kind, :service_class, :state, :endpoint, :model, :priority,
         :num_requests, now(), now() + CAST(:expires_after AS interval))
-    RETURNING *
+    RETURNING id, public_id, num_requests, model, service_class, tenant, priority, created_at, expires_at
 ), asked AS (
     INSERT INTO requests (job_id, index, custom_id, body)
     SELECT job.id, body.number - 1, job.public_id, body.value
@@ -47,8 +47,27 @@ WITH job AS (
     INSERT INTO chunks (job_id, index, first_request, num_requests, model, service_class, tenant, priority, state)
     SELECT id, 0, 0, num_requests, model, service_class, tenant, priority, :chunk_state FROM job
 )
-SELECT * FROM job
+SELECT id, created_at, expires_at FROM job
 """)
+
+
+_GIVEN = (
+    "public_id",
+    "tenant",
+    "key_id",
+    "kind",
+    "service_class",
+    "state",
+    "endpoint",
+    "model",
+    "priority",
+    "num_requests",
+)
+_COUNTS = ("num_completed", "num_failed", "prompt_tokens", "completion_tokens", "cached_tokens")
+_OPTIONAL = tuple(
+    column.key
+    for column in inspect(JobRow).column_attrs
+    if column.columns[0].nullable and column.key not in (*_GIVEN, "in_progress_at", "expires_at")
 )
 
 
@@ -136,7 +155,26 @@ def create_online(session: Session, request: NewOnlineRequest) -> JobRow:
         "expires_after": request.expires_after,
         "chunk_state": ChunkState.WAITING.value,
     }
-    job: JobRow = session.scalars(_CREATE_ONLINE, values).one()
+    row = _CREATE_ONLINE.execute(session, values).fetchone()
+    assert row is not None
+    return _stored(session, values, *row)
+
+
+def _stored(
+    session: Session, values: Mapping[str, Any], job_id: int, created_at: datetime, expires_at: datetime
+) -> JobRow:
+    """The row as it would be read: what the statement leaves out is what its columns are by default."""
+    job = JobRow(
+        **{name: values[name] for name in _GIVEN},
+        **dict.fromkeys(_OPTIONAL),
+        **dict.fromkeys(_COUNTS, 0),
+        id=job_id,
+        created_at=created_at,
+        in_progress_at=created_at,
+        expires_at=expires_at,
+    )
+    make_transient_to_detached(job)
+    session.add(job)
     return job
 
 

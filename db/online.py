@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from core.job import JobState
+from db.connection import Statement
 from db.tables import ChunkRow, JobRow, OutcomeRow, RequestRow
 
 # Through `finalizing`, as every job, but without a stop there.
-_COMPLETE = text("""
+_COMPLETE = Statement("""
 UPDATE jobs SET state = 'completed', finalizing_at = now(), completed_at = now(), num_completed = seen.completed,
     num_failed = seen.failed, prompt_tokens = seen.prompt, completion_tokens = seen.completion,
     cached_tokens = seen.cached
@@ -60,4 +61,4 @@ def set_expiry(session: Session, job: JobRow, after: timedelta) -> None:
 
 def complete(session: Session, job_id: int) -> bool:
     """Ends a job that has all its outcomes; False where it is being stopped, has ended, or lacks one."""
-    return session.execute(_COMPLETE, {"job_id": job_id}).one_or_none() is not None
+    return _COMPLETE.execute(session, {"job_id": job_id}).fetchone() is not None

@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 from core.job import ChunkState, ServiceClass
 from db import shares
 from db.chunks.lease import Crash, Lease, Outcome, Request, Retry, WriteResult
+from db.connection import Statement
 
-_UNFINISHED = text("""
+_UNFINISHED = Statement("""
 SELECT r.index, r.body FROM requests r
 WHERE r.job_id = :job_id AND r.index >= :first AND r.index < CAST(:first AS int) + :count
   AND NOT EXISTS (SELECT FROM outcomes o WHERE o.job_id = r.job_id AND o.index = r.index
@@ -24,7 +25,7 @@ SELECT index, num_attempts, retry_at > clock_timestamp() FROM retries
 WHERE job_id = :job_id AND index >= :first AND index < CAST(:first AS int) + :count
 """)
 
-_FENCE = text("""
+_FENCE = Statement("""
 UPDATE chunks AS c SET
     num_completed = c.num_completed + :num_completed,
     num_failed = c.num_failed + :num_failed,
@@ -42,7 +43,7 @@ RETURNING c.state, jobs.state = 'cancelling' OR jobs.ending IS NOT NULL
 
 # One JSON document instead of arrays for `unnest`: psycopg writes arrays item by item in Python, eight times as slow.
 # What the rows that are really new used is noted with them: `db.access.usage`.
-_APPEND = text("""
+_APPEND = Statement("""
 WITH inserted AS (
     INSERT INTO outcomes (job_id, attempt, index, status_code, body, prompt_tokens, completion_tokens, cached_tokens,
         queue_seconds, first_token_seconds, total_seconds, device_seconds)
@@ -134,7 +135,7 @@ RETURNING chunks.id
 
 def unfinished(session: Session, lease: Lease) -> list[Request]:
     """The requests of the chunk that have no outcome yet and need not wait for another try, in order."""
-    rows = session.execute(_UNFINISHED, _range(lease)).all()
+    rows = _UNFINISHED.execute(session, _range(lease)).fetchall()
     if lease.service_class == ServiceClass.ONLINE:  # whoever waits is told of a failure at once
         return [Request(index, body.encode()) for index, body in rows]
     retries = {row[0]: (row[1], row[2]) for row in session.execute(_RETRIES, _range(lease))}
@@ -150,7 +151,7 @@ def write(
     """Appends outcomes, counts them and renews the lease; without outcomes it only renews. An outcome that is already
     there stays as it is. Notes the requests that are tried again. Raises LeaseLost when the chunk has another owner or
     attempt by now."""
-    row = session.execute(_FENCE, _fence_values(lease, outcomes)).one_or_none()
+    row = _FENCE.execute(session, _fence_values(lease, outcomes)).fetchone()
     if row is None:
         raise lease.lost()
     state, is_stopping = row
@@ -167,7 +168,7 @@ def write(
 def _append(session: Session, lease: Lease, outcomes: Sequence[Outcome], state: str) -> str:
     document = msgspec.json.encode(outcomes).decode()
     values = {"job_id": lease.job_id, "attempt": lease.attempt, "outcomes": document}
-    if session.execute(_APPEND, values).scalar_one() == len(outcomes):
+    if _APPEND.execute(session, values).fetchone() == (len(outcomes),):
         return state
     return str(session.execute(_RECOUNT, {"chunk_id": lease.chunk_id, **_range(lease)}).scalar_one())
 

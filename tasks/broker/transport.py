@@ -1,13 +1,29 @@
 """kombu's Redis transport with one client per channel. kombu makes a new client of redis-py for every command, which
-costs more than the command; a client is only a view of a pool, so one will do."""
+costs more than the command; a client is only a view of a pool, so one will do. And noting that a message is being
+worked on, or is done, is two commands in one packet, not a transaction of four: where only the first one gets through,
+kombu finds nothing to restore, and PostgreSQL knows what is to be done.
+"""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES
-from kombu.transport.redis import Channel, Transport
+from kombu.transport.redis import Channel, QoS, Transport
+
+
+class ThriftyQoS(QoS):
+    @contextmanager
+    def pipe_or_acquire(self, pipe: Any = None, client: Any = None) -> Iterator[Any]:
+        if pipe:
+            yield pipe
+            return
+        with self.channel.conn_or_acquire(client) as kept:
+            yield kept.pipeline(transaction=False)
 
 
 class ThriftyChannel(Channel):
+    QoS = ThriftyQoS
     _kept: Any = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:

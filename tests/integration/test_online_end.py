@@ -2,6 +2,8 @@
 
 from datetime import timedelta
 
+from sqlalchemy import inspect
+
 from core.job import JobState, ServiceClass
 from core.openai.completion import CHAT_ENDPOINT
 from db import chunks, jobs, online
@@ -53,3 +55,31 @@ def test_a_job_that_is_being_cancelled_ends_another_way(world: World) -> None:
     # When / Then
     assert not complete(world, job)
     assert world.job(job.public_id).state == JobState.CANCELLING
+
+
+def test_a_job_is_given_as_it_is_stored_with_its_requests_and_its_chunk(world: World) -> None:
+    # Given
+    wanted = NewOnlineRequest(
+        endpoint=CHAT_ENDPOINT,
+        model=MODEL,
+        body='{"first": "\\u0000"}',
+        expires_after=timedelta(minutes=1),
+        key_id=7,
+        priority=3,
+        more_bodies=("{}",),
+    )
+    # When
+    with world.database.begin() as session:
+        made = jobs.create_online(session, wanted)
+    # Then
+    stored = world.job(made.public_id)
+    names = [column.key for column in inspect(JobRow).column_attrs]
+    assert {name: getattr(made, name) for name in names} == {name: getattr(stored, name) for name in names}
+    with world.database.begin() as session:
+        lease = chunks.claim(
+            session, owner="worker", service_class=ServiceClass.ONLINE.value, models=[MODEL], lease_seconds=60.0
+        )
+        assert lease is not None
+        assert [request.body.decode() for request in chunks.unfinished(session, lease)] == list(wanted.bodies)
+    assert made.expires_at is not None
+    assert made.expires_at - made.created_at == timedelta(minutes=1)
