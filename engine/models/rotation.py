@@ -19,6 +19,7 @@ from engine.native.kernels import Kernels
 _NAME = "apply_rotary_pos_emb"
 _PARAMETERS = ["q", "k", "cos", "sin"]
 _KIND = "rotations"
+_RENAMING_MODULE = "transformers.utils.deprecation"
 _POSITIONS = (0, 1, 2, 63, 511, 4095)  # of the comparison
 _DIM = 16
 
@@ -50,7 +51,7 @@ def _count(findings: Findings, reason: str, number: int) -> None:
 
 
 def _refusal(name: str, model: Any, kind: type[nn.Module], kernels: Kernels) -> str | None:
-    forward = kind.forward
+    forward = _own_forward(kind)
     if not isinstance(forward, types.FunctionType) or forward.__closure__ or _NAME not in forward.__code__.co_names:
         return "its forward is wrapped in another function"
     rotate = forward.__globals__.get(_NAME)
@@ -64,9 +65,18 @@ def _refusal(name: str, model: Any, kind: type[nn.Module], kernels: Kernels) -> 
     return next((reason for reason in reasons if reason is not None), None)
 
 
+def _own_forward(kind: type[nn.Module]) -> Any:
+    """The class's own, without what transformers wraps around it to take arguments by their former names: its models
+    call each other by the present ones."""
+    forward: Any = kind.forward
+    while getattr(forward, "__globals__", {}).get("__name__") == _RENAMING_MODULE and hasattr(forward, "__wrapped__"):
+        forward = forward.__wrapped__
+    return forward
+
+
 def _native_forward(kind: type[nn.Module], kernels: Kernels) -> types.FunctionType:
     """A copy of the class's `forward` that rotates by the kernel."""
-    forward = kind.forward
+    forward = _own_forward(kind)
     assert isinstance(forward, types.FunctionType)
     names = {**forward.__globals__, _NAME: _native_rotate(forward.__globals__[_NAME], kernels)}
     copy = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__)
