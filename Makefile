@@ -6,6 +6,8 @@ PIP_FLAGS ?=
 BENCH_FLAGS ?=
 PYTEST_FLAGS ?=
 TEST_JOBS ?= 2
+# Of each process: several that all take every core wait for each other most of the time.
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,7 +33,7 @@ up: $(VENV)/.installed ## start everything and keep it running until Ctrl-C
 	@$(BIN)/millrace up
 
 test: $(VENV)/.installed-dev ## run all tests, files side by side
-	@$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_FLAGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_FLAGS)
 
 chaos: $(VENV)/.installed-dev ## kill processes under a running job, compare every row (SEED= KILLS= ROWS=)
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --kills $(or $(KILLS),50) --rows $(or $(ROWS),10000)
