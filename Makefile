@@ -33,7 +33,7 @@ up: $(VENV)/.installed ## start everything and keep it running until Ctrl-C
 	@$(BIN)/millrace up
 
 test: $(VENV)/.installed-dev ## run all tests, files side by side
-	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_FLAGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 chaos: $(VENV)/.installed-dev ## kill processes under a running job, compare every row (SEED= KILLS= ROWS=)
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --kills $(or $(KILLS),50) --rows $(or $(ROWS),10000)
