@@ -16,6 +16,7 @@ import zmq
 from core.protocol import Begun, Cancel, Failed, Finished, Generate, Load, Ping, Sampling, Unload
 from tests.engine_models import save_tiny_model
 from tests.engine_process import DEADLINE_SECONDS, EngineClient, engine_client, engine_process
+from tests.polling import until
 
 SHORT = Sampling(temperature=0, max_tokens=8)
 ENDLESS = Sampling(temperature=0, ignore_eos=True)  # to the end of the context
@@ -263,7 +264,7 @@ def test_sigterm_fails_what_is_in_flight_as_retryable_and_a_restart_is_another_b
     with engine_process(endpoint, *arguments) as process, engine_client(endpoint) as client:
         boot = client.wait_until_ready(model).boot_id
         client.send(Generate("running", model, ENDLESS, token_ids=[5]), Generate("waiting", model, ENDLESS, text="x"))
-        client.hello()  # it has both
+        until(lambda: (stats := client.hello().stats).num_running + stats.num_waiting == 2)  # it has both
         # When it is told to end
         process.send_signal(signal.SIGTERM)
         # Then what was in flight may come again, and the process ends in order

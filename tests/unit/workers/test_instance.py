@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,13 @@ HOLD = (
     "import sys; from pathlib import Path; from workers.instance import Instance\n"
     "with Instance(Path(sys.argv[1]), Path(sys.argv[1])).lock(): print('held', flush=True); sys.stdin.read()"
 )
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Short enough for Unix sockets, however deep the directory of the tests lies."""
+    with tempfile.TemporaryDirectory(prefix="mr-") as directory:
+        yield Path(directory)
 
 
 def instance_in(path: Path) -> Instance:
@@ -55,39 +64,39 @@ def test_a_directory_that_exists_keeps_its_mode(tmp_path: Path) -> None:
     ]
 
 
-def test_a_data_directory_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+def test_a_data_directory_that_cannot_be_made_is_a_sentence(short_path: Path) -> None:
+    (short_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"cannot make the directory .*--data-dir"):
-        instance_in(tmp_path / "file").prepare()
+        instance_in(short_path / "file").prepare()
 
 
-def test_a_run_directory_that_others_can_write_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run").chmod(0o777)
+def test_a_run_directory_that_others_can_write_is_refused(short_path: Path) -> None:
+    (short_path / "run").mkdir()
+    (short_path / "run").chmod(0o777)
     with pytest.raises(ConfigurationError, match="only you can write"):
-        instance_in(tmp_path).prepare()
+        instance_in(short_path).prepare()
 
 
-def test_only_a_run_directory_of_our_own_is_removed(tmp_path: Path) -> None:
+def test_only_a_run_directory_of_our_own_is_removed(short_path: Path) -> None:
     # Given
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "file").touch()
-    (tmp_path / "run").symlink_to("elsewhere")
+    (short_path / "elsewhere").mkdir()
+    (short_path / "elsewhere" / "file").touch()
+    (short_path / "run").symlink_to("elsewhere")
 
     # When
-    instance_in(tmp_path).clear()
+    instance_in(short_path).clear()
 
     # Then
-    assert (tmp_path / "elsewhere" / "file").exists()
+    assert (short_path / "elsewhere" / "file").exists()
 
     # When
-    (tmp_path / "run").unlink()
-    instance_in(tmp_path).prepare()
-    instance_in(tmp_path).clear()
-    instance_in(tmp_path).clear()
+    (short_path / "run").unlink()
+    instance_in(short_path).prepare()
+    instance_in(short_path).clear()
+    instance_in(short_path).clear()
 
     # Then
-    assert not (tmp_path / "run").exists()
+    assert not (short_path / "run").exists()
 
 
 def test_a_run_directory_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
