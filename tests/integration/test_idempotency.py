@@ -204,6 +204,7 @@ def test_a_question_that_was_stopped_runs_anew(world: World, official: OpenAI) -
     # Given
     with pytest.raises(openai.APITimeoutError):
         ask(official.with_options(timeout=0.5))
+    until(lambda: count(world, "chunks") == 1)
     with world.database.begin() as session:
         session.execute(text("UPDATE jobs SET ending = 'expired'"))
         session.execute(text("UPDATE chunks SET state = 'cancelled'"))
