@@ -23,6 +23,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from core.errors import ConfigurationError, InvalidRequest, Unavailable
 
@@ -103,6 +104,8 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 5) -> None:
         self.engine = make_engine(url, pool_size=pool_size)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._is_closed = False
+        event.listen(self.engine, "checkin", self._close_late)
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
@@ -126,7 +129,13 @@ class Database:
             return str(session.execute(text("SHOW server_version")).scalar_one())
 
     def close(self) -> None:
+        """Connections that are in use are closed when they come back."""
+        self._is_closed = True
         self.engine.dispose()
+
+    def _close_late(self, _: object, record: ConnectionPoolEntry) -> None:
+        if self._is_closed:
+            record.invalidate()
 
 
 def driver(session: Session) -> "psycopg.Connection[tuple[Any, ...]]":

@@ -2,14 +2,15 @@
 itself.
 
 The stream only spares the wait and the question: its length is bounded, it may be lost at any time, and whoever reads
-it finds the whole answer in PostgreSQL. A short one is told with the end, when it is committed. Nobody who publishes
-waits for Redis: one thread sends what has gathered.
+it finds the whole answer in PostgreSQL. A short one is told with the end, when it is committed. Nobody who tells
+waits for Redis: one thread sends what has gathered, in its order.
 """
 
 import logging
 import threading
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import groupby
 
 import msgspec
 from redis import Redis
@@ -95,11 +96,12 @@ class RedisRelay:
         self._gathered: list[_Told] = []
         self._changed = threading.Condition()
         self._is_closing = False
+        self._is_urgent = False  # somebody waits for an end
         self._thread: threading.Thread | None = None
 
     def announce(self, job_public_id: str, end: End | None = None) -> None:
-        """The outcome is committed."""
-        self._write([_Told(job_public_id, DONE, 0, end)], END_LIFETIME_SECONDS)
+        """The outcome is committed. Returns at once."""
+        self._gather(_Told(job_public_id, DONE, 0, end), is_urgent=True)
 
     def publish(self, job_public_id: str, piece: Piece) -> None:
         """Returns at once. What is too much for the moment is dropped: the reader sees the gap."""
@@ -116,29 +118,31 @@ class RedisRelay:
         if self._thread is not None:
             self._thread.join()
 
-    def _gather(self, told: _Told) -> None:
+    def _gather(self, told: _Told, *, is_urgent: bool = False) -> None:
         with self._changed:
-            if len(self._gathered) >= MAX_GATHERED or self._is_closing:
+            if self._is_closing or (len(self._gathered) >= MAX_GATHERED and not is_urgent):
                 return
             self._gathered.append(told)
+            self._is_urgent = self._is_urgent or is_urgent
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
                 self._thread.start()
             self._changed.notify()
 
     def _run(self) -> None:
-        """The first piece goes out at once; those that come meanwhile gather for a moment."""
+        """The first piece goes out at once; those that come meanwhile gather for a moment, but for an end."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._gathered or self._is_closing)
-                told, self._gathered = self._gathered, []
+                told, self._gathered, self._is_urgent = self._gathered, [], False
             if told:
                 self._write(told)
             with self._changed:
-                if self._changed.wait_for(lambda: self._is_closing, GATHER_SECONDS) and not self._gathered:
+                self._changed.wait_for(lambda: self._is_closing or self._is_urgent, GATHER_SECONDS)
+                if self._is_closing and not self._gathered:
                     return
 
-    def _write(self, told: list[_Told], lifetime_seconds: int = STREAM_LIFETIME_SECONDS) -> None:
+    def _write(self, told: list[_Told]) -> None:
         by_job: defaultdict[str, list[_Told]] = defaultdict(list)
         for one in told:
             by_job[one.job].append(one)
@@ -148,20 +152,21 @@ class RedisRelay:
                     stream = answer_stream(job)
                     for fields in _entries(ones):
                         pipeline.xadd(stream, fields, maxlen=STREAM_ENTRIES, approximate=True)
-                    pipeline.expire(stream, lifetime_seconds)
+                    has_ended = any(one.what == DONE for one in ones)
+                    pipeline.expire(stream, END_LIFETIME_SECONDS if has_ended else STREAM_LIFETIME_SECONDS)
                 pipeline.execute()
         except RedisError as error:
-            logger.warning("%d answers grow, but nobody could be told: %s", len(by_job), error)
+            logger.warning("%d answers grow or ended, but nobody could be told: %s", len(by_job), error)
 
 
 def _entries(told: list[_Told]) -> list[dict[FieldT, EncodableT]]:
-    """One entry for all pieces, and one for each event behind them."""
-    pieces = [one.what for one in told if isinstance(one.what, Piece)]
-    events = [one for one in told if isinstance(one.what, str)]
+    """In order; one entry for pieces that follow each other."""
     entries: list[dict[FieldT, EncodableT]] = []
-    if pieces:
-        entries.append({"event": PIECES, "pieces": _encoder.encode(pieces)})
-    entries += [_event(one) for one in events]
+    for are_pieces, ones in groupby(told, key=lambda one: isinstance(one.what, Piece)):
+        if are_pieces:
+            entries.append({"event": PIECES, "pieces": _encoder.encode([one.what for one in ones])})
+        else:
+            entries += [_event(one) for one in ones]
     return entries
 
 

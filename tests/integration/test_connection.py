@@ -45,3 +45,13 @@ def test_a_server_that_goes_during_a_copy_is_unavailable(pool: Database, databas
     # Then
     with pool.begin() as session:
         assert session.execute(text("SELECT 1")).scalar_one() == 1
+
+
+def test_a_connection_that_comes_back_after_the_end_is_closed(pool: Database) -> None:
+    # Given
+    with pool.begin() as session:
+        connection = driver(session)
+        # When
+        pool.close()
+    # Then
+    assert connection.closed

@@ -60,10 +60,27 @@ def test_a_short_end_is_told_with_the_outcome_and_a_long_one_without(redis: Redi
     # When
     relay.announce(JOB, short)
     relay.announce(JOB, long)
+    relay.close()
     # Then
     first, second = entries(redis)
     assert decode_end(first[b"end"]) == short
     assert second == {b"event": b"done", b"attempt": b"0"}
+
+
+def test_an_end_follows_what_was_told_before_it(redis: Redis) -> None:
+    # Given
+    relay = RedisRelay(redis)
+    # When
+    for offset in range(50):
+        relay.publish(JOB, piece(offset))
+    relay.interrupt(JOB, 1)
+    relay.announce(JOB)
+    relay.close()
+    # Then
+    *pieces, interruption, end = entries(redis)
+    assert [one.offset for fields in pieces for one in decode_pieces(fields[b"pieces"])] == list(range(50))
+    assert (interruption[b"event"], end[b"event"]) == (b"interrupted", b"done")
+    assert 0 < redis.ttl(answer_stream(JOB)) <= 60
 
 
 def test_the_first_piece_goes_out_without_waiting_for_the_next(redis: Redis) -> None:
@@ -82,6 +99,7 @@ def test_a_stream_is_bounded_however_long_the_answer(redis: Redis) -> None:
             pipeline.xadd(answer_stream(JOB), {"event": "filler"})
         pipeline.execute()
     relay.announce(JOB)
+    relay.close()
     # Then
     assert len(entries(redis)) < 1.2 * STREAM_ENTRIES
 
