@@ -26,10 +26,10 @@ from api.context import Context
 from api.contract import pages as contract
 from api.contract.document import Api
 from api.draining import Drain, Draining
-from api.native import events, jobs, metrics, operations, queues, requests, usage
-from api.native.request_meter import Meters, RequestMeter
+from api.native import artifacts, events, jobs, metrics, operations, queues, requests, usage
 from api.openai import batches, completions, embeddings, files, models, webhooks
 from api.openai.responses import routes as responses
+from api.request_meter import Meters, RequestMeter
 from core.access import is_loopback
 from core.errors import ConfigurationError
 from core.redis_url import client_url
@@ -99,7 +99,7 @@ def create_api(settings: Settings) -> FastAPI:
         openapi_url=None,  # api.contract.pages serves it, to those who have a key
     )
     openai = (files, batches, models, completions, embeddings, responses, webhooks)
-    native = (jobs, requests, events, queues, operations, metrics, usage)
+    native = (jobs, requests, events, artifacts, queues, operations, metrics, usage)
     for module in (*openai, *native, health, home, login, contract):
         app.include_router(module.router)
     app.add_middleware(BodyLimit, max_file_bytes=settings.max_file_bytes)

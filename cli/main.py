@@ -5,17 +5,16 @@ line or setting, status 1 everything else. Commands import what they need when t
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from cli.artifacts.commands import commands as artifacts
+from cli.options import InvalidOption, Json, Url, read_settings, server_at
+from cli.webhooks.commands import commands as webhooks
 from core.access import Limits, Scope
 from core.errors import MillraceError
 from core.job import DEFAULT_TENANT, MAX_PRIORITY, MIN_PRIORITY
-from core.webhooks.events import EventType
-
-if TYPE_CHECKING:
-    from cli.client import Server
 
 app = typer.Typer(
     name="millrace",
@@ -36,7 +35,6 @@ Models = Annotated[
 Device = Annotated[str | None, typer.Option(help="`auto`, `cpu`, or GPU indices or UUIDs (MILLRACE_DEVICES).")]
 
 
-Url = Annotated[str | None, typer.Option(help="Where Millrace is; this machine's settings otherwise.")]
 Out = Annotated[Path, typer.Option(help="Where the answers go; failures go beside it.")]
 
 batches = typer.Typer(name="batch", help="Run files of requests and fetch their answers.", no_args_is_help=True)
@@ -45,10 +43,9 @@ app.add_typer(batches)
 keys = typer.Typer(name="keys", help="Say who may use the API.", no_args_is_help=True)
 app.add_typer(keys)
 
-webhooks = typer.Typer(name="webhooks", help="Say who is called when a batch has ended.", no_args_is_help=True)
 app.add_typer(webhooks)
+app.add_typer(artifacts)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Tenant = Annotated[str, typer.Option(help="Whose work it is: keys of one tenant see each other's.")]
 Requests = Annotated[int | None, typer.Option(min=1, help="Online requests a minute at most.")]
 Tokens = Annotated[int | None, typer.Option(min=1, help="Prompt and answer tokens a minute at most.")]
@@ -72,7 +69,6 @@ def up(
 ) -> None:
     """Start everything on this machine and keep it running until Ctrl-C."""
     from cli.local.up import up as run_up
-    from cli.options import read_settings
 
     overrides = {
         "host": host,
@@ -92,7 +88,6 @@ def doctor(
 ) -> None:
     """Say what is there, what is missing, and how to mend it. Exit status 1 when something is."""
     from cli.doctor import doctor as run_doctor
-    from cli.options import read_settings
 
     if not run_doctor(read_settings({"data_dir": data_dir}), as_json):
         raise typer.Exit(1)
@@ -102,7 +97,6 @@ def doctor(
 def demo(data_dir: DataDir = None) -> None:
     """Run a batch of questions on this machine: starts everything, shows the answers, stops everything."""
     from cli.demo import demo as run_demo
-    from cli.options import read_settings
 
     run_demo(read_settings({"data_dir": data_dir}))
 
@@ -111,7 +105,6 @@ def demo(data_dir: DataDir = None) -> None:
 def migrate() -> None:
     """Bring the database to the schema of this release."""
     from cli.local.production import migrate as run_migrate
-    from cli.options import read_settings
 
     run_migrate(read_settings())
 
@@ -120,7 +113,6 @@ def migrate() -> None:
 def node(data_dir: DataDir = None, model: Models = None, device: Device = None) -> None:
     """Run the engines and Celery workers of this machine."""
     from cli.local.production import node as run_node
-    from cli.options import read_settings
 
     overrides = {"data_dir": data_dir, "models": ",".join(model) if model else None, "devices": device}
     run_node(read_settings(overrides))
@@ -130,7 +122,6 @@ def node(data_dir: DataDir = None, model: Models = None, device: Device = None) 
 def api(host: Host = None, port: Port = None) -> None:
     """Run the API alone."""
     from cli.local.production import api as run_api
-    from cli.options import read_settings
 
     run_api(read_settings({"host": host, "port": port}))
 
@@ -139,7 +130,6 @@ def api(host: Host = None, port: Port = None) -> None:
 def beat() -> None:
     """Run Celery's beat, which sends what runs by the clock."""
     from cli.local.production import beat as run_beat
-    from cli.options import read_settings
 
     run_beat(read_settings())
 
@@ -148,7 +138,6 @@ def beat() -> None:
 def flower(host: Host = None, flower_port: FlowerPort = None) -> None:
     """Run the Flower dashboard."""
     from cli.local.production import flower as run_flower
-    from cli.options import read_settings
 
     run_flower(read_settings({"host": host, "flower_port": flower_port}))
 
@@ -164,7 +153,7 @@ def chat(
     """Ask one question."""
     from cli.chat import chat as ask
 
-    ask(_server(url), question, model, max_tokens, temperature)
+    ask(server_at(url), question, model, max_tokens, temperature)
 
 
 @batches.command()
@@ -178,7 +167,7 @@ def run(
     """Submit a file, follow it, write the answers."""
     from cli.batch import run as run_batch
 
-    run_batch(_server(url), source, out, model, window)
+    run_batch(server_at(url), source, out, model, window)
 
 
 @batches.command("ls")
@@ -188,7 +177,7 @@ def list_batches(
     """List batches, newest first."""
     from cli.batch import list_batches as print_batches
 
-    print_batches(_server(url), limit)
+    print_batches(server_at(url), limit)
 
 
 @batches.command()
@@ -196,7 +185,7 @@ def show(batch_id: str, url: Url = None) -> None:
     """Show a batch; follow it while it runs."""
     from cli.batch import show as show_batch
 
-    show_batch(_server(url), batch_id)
+    show_batch(server_at(url), batch_id)
 
 
 @batches.command()
@@ -204,7 +193,7 @@ def cancel(batch_id: str, url: Url = None) -> None:
     """Cancel a batch; finished rows are kept."""
     from cli.batch import cancel as cancel_batch
 
-    cancel_batch(_server(url), batch_id)
+    cancel_batch(server_at(url), batch_id)
 
 
 @batches.command()
@@ -212,7 +201,7 @@ def results(batch_id: str, out: Out, url: Url = None) -> None:
     """Fetch the answers of a batch that has ended."""
     from cli.batch import results as fetch_results
 
-    fetch_results(_server(url), batch_id, out)
+    fetch_results(server_at(url), batch_id, out)
 
 
 @keys.command("create")
@@ -233,7 +222,6 @@ def create_key(
 ) -> None:
     """Make a key and print it, this once."""
     from cli.keys import Wanted, create
-    from cli.options import read_settings
 
     wanted = Wanted(
         name=name,
@@ -252,7 +240,6 @@ def list_keys(
 ) -> None:
     """List keys by their beginnings."""
     from cli.keys import list_keys as print_keys
-    from cli.options import read_settings
 
     print_keys(read_settings(), tenant, as_json=as_json)
 
@@ -263,7 +250,6 @@ def revoke_key(
 ) -> None:
     """End a key; within seconds it opens nothing more."""
     from cli.keys import revoke
-    from cli.options import read_settings
 
     revoke(read_settings(), key, as_json=as_json)
 
@@ -277,7 +263,6 @@ def limit_tenant(
 ) -> None:
     """Set what all keys of a tenant may use together; what is not named is not limited."""
     from cli.keys import limit_tenant as limit
-    from cli.options import read_settings
 
     limit(read_settings(), tenant, Limits(requests_per_minute, tokens_per_minute, concurrent_jobs))
 
@@ -295,7 +280,7 @@ def usage(
     """Show what was used: requests, tokens, device seconds and their cost."""
     from cli.usage import usage as print_usage
 
-    print_usage(_server(url), by or ["day", "model"], is_for_all=all_tenants, as_json=as_json)
+    print_usage(server_at(url), by or ["day", "model"], is_for_all=all_tenants, as_json=as_json)
 
 
 QueueModel = Annotated[str | None, typer.Option("--model", help="Only this model; every one otherwise.")]
@@ -307,7 +292,7 @@ def queues(as_json: Json = False, url: Url = None) -> None:
     """Show what waits and runs, for each model and class."""
     from cli.operations import queues as print_queues
 
-    print_queues(_server(url), as_json=as_json)
+    print_queues(server_at(url), as_json=as_json)
 
 
 @app.command()
@@ -315,7 +300,7 @@ def pause(model: QueueModel = None, queue: QueueName = None, url: Url = None) ->
     """Hold a model, a queue, or both: nothing new is started."""
     from cli.operations import pause as pause_queues
 
-    pause_queues(_server(url), model, queue)
+    pause_queues(server_at(url), model, queue)
 
 
 @app.command()
@@ -323,63 +308,7 @@ def resume(model: QueueModel = None, queue: QueueName = None, url: Url = None) -
     """Let a model, a queue, or both go on."""
     from cli.operations import resume as resume_queues
 
-    resume_queues(_server(url), model, queue)
-
-
-@webhooks.command("create")
-def create_webhook(
-    receiver: Annotated[str, typer.Argument(help="Where to call: https://…", metavar="RECEIVER")],
-    event: Annotated[list[EventType], typer.Option(help="What to tell of; may be repeated.")],
-    name: Annotated[str, typer.Option(help="What people call it.")] = "millrace",
-    url: Url = None,
-) -> None:
-    """Have a receiver called; prints the secret that signs the messages."""
-    from cli.webhooks.endpoints import create
-
-    create(_server(url), receiver, name, event)
-
-
-@webhooks.command("ls")
-def list_webhooks(url: Url = None) -> None:
-    """List the receivers, newest first."""
-    from cli.webhooks.endpoints import list_endpoints
-
-    list_endpoints(_server(url))
-
-
-@webhooks.command("rm")
-def remove_webhook(endpoint_id: str, url: Url = None) -> None:
-    """Call a receiver no more."""
-    from cli.webhooks.endpoints import remove
-
-    remove(_server(url), endpoint_id)
-
-
-@webhooks.command("test")
-def try_webhook(
-    endpoint_id: str,
-    event: Annotated[EventType, typer.Option(help="Which event to make up.")] = EventType.BATCH_COMPLETED,
-    url: Url = None,
-) -> None:
-    """Send a receiver a sample."""
-    from cli.webhooks.endpoints import try_out
-
-    try_out(_server(url), endpoint_id, event)
-
-
-@webhooks.command("deliveries")
-def list_webhook_deliveries(endpoint_id: str, url: Url = None) -> None:
-    """Show what arrived, what is tried again, and what was given up and why."""
-    from cli.webhooks.endpoints import list_deliveries
-
-    list_deliveries(_server(url), endpoint_id)
-
-
-def _server(url: str | None) -> "Server":
-    from cli.client import server_of
-    from cli.options import read_settings
-
-    return server_of(read_settings(), url)
+    resume_queues(server_at(url), model, queue)
 
 
 def main() -> None:
@@ -388,8 +317,6 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except MillraceError as error:
-        from cli.options import InvalidOption
-
         sys.stderr.write(f"millrace: {error.message}\n")
         sys.exit(2 if isinstance(error, InvalidOption) else 1)
 

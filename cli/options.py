@@ -1,15 +1,23 @@
 """Settings as a command sees them: the environment, overridden by its options, with every path made absolute because
-the parts of a node run in directories of their own.
+the parts of a node run in directories of their own. And the options that many commands have.
 """
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+import typer
 
 from core.errors import ConfigurationError
 from core.settings import PREFIX, Settings, load_settings
+
+if TYPE_CHECKING:
+    from cli.client import Server
+
+Url = Annotated[str | None, typer.Option(help="Where Millrace is; this machine's settings otherwise.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class InvalidOption(ConfigurationError):
@@ -42,3 +50,10 @@ def _absolute(source: str) -> str:
     """A hub name stays what it is, unless a directory of that name is here, as transformers has it."""
     path = Path(source).expanduser()
     return str(path.absolute()) if source.startswith((".", "/", "~")) or path.is_dir() else source
+
+
+def server_at(url: str | None) -> "Server":
+    """The client's libraries take their time, so they are loaded only by commands that have something to ask."""
+    from cli.client import server_of
+
+    return server_of(read_settings(), url)

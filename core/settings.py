@@ -240,6 +240,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             description="The same for answers that somebody waited for; stored responses are no such. 0: for ever.",
         ),
     ] = 1
+    artifact_retention_days: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="How long models are kept that quantization jobs made; one that is served stays all the same. "
+            "0: until they are deleted.",
+        ),
+    ] = 0
     webhook_retention_days: Annotated[
         int, Meta(ge=0, description="How long messages to webhooks are shown after they were settled. 0: for ever.")
     ] = 7
@@ -276,6 +284,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @property
     def data_path(self) -> Path:
         return Path(self.data_dir).expanduser().absolute()
+
+    @property
+    def artifacts_path(self) -> Path:
+        """Directory of the models that jobs make on this node, each under the id of its job."""
+        return self.data_path / "artifacts"
 
     @property
     def run_path(self) -> Path:

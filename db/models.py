@@ -1,5 +1,7 @@
 """Which models there are and which engines serve them."""
 
+import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
@@ -20,7 +22,11 @@ def place(session: Session, *, node: str, devices: Sequence[str], sources: Mappi
         kind = case((ModelRow.source == source, ModelRow.kind))  # of another source it is not known yet
         session.execute(row.on_conflict_do_update(index_elements=["name"], set_={"source": source, "kind": kind}))
     session.execute(delete(PlacementRow).where(PlacementRow.node == node))
-    session.add_all(PlacementRow(node=node, device=device, model=name) for device in devices for name in sources)
+    session.add_all(
+        PlacementRow(node=node, device=device, model=name, source=source)
+        for device in devices
+        for name, source in sources.items()
+    )
     session.flush()
 
 
@@ -50,3 +56,23 @@ def list_served(session: Session) -> Sequence[ModelRow]:
 def find_served(session: Session, name: str) -> ModelRow | None:
     is_placed = exists().where(PlacementRow.model == name, _is_recent())
     return session.scalar(select(ModelRow).where(ModelRow.name == name, is_placed))
+
+
+def served_from(session: Session) -> dict[str, list[str]]:
+    """Directory, as `normal` writes it -> who serves a model from it, as `model on node`."""
+    found: dict[str, list[str]] = defaultdict(list)
+    query = select(PlacementRow.source, PlacementRow.model, PlacementRow.node).where(_is_recent()).distinct()
+    for source, model, node in session.execute(query.order_by(PlacementRow.model, PlacementRow.node)):
+        if source is not None:
+            found[normal(source)].append(f"{model} on {node}")
+    return found
+
+
+def normal(directory: str) -> str:
+    """One way to write a path, whatever dots and slashes a person put into it."""
+    return os.path.normpath(directory)
+
+
+def list_nodes(session: Session) -> list[str]:
+    """Those that serve something, by name."""
+    return list(session.scalars(select(PlacementRow.node).where(_is_recent()).distinct().order_by(PlacementRow.node)))

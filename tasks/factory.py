@@ -13,6 +13,7 @@ from tasks.queues import CONTROL
 TASK_MODULES = (
     "tasks.heavy",
     "tasks.inference",
+    "tasks.upkeep.artifacts",
     "tasks.upkeep.finalizing",
     "tasks.upkeep.intake",
     "tasks.upkeep.reconciler",

@@ -14,6 +14,7 @@ FINALIZE_JOB = "millrace.finalize_job"
 RECONCILE = "millrace.reconcile"
 DELIVER_WEBHOOKS = "millrace.deliver_webhooks"
 RUN_HEAVY = "millrace.run_heavy"
+REMOVE_ARTIFACTS = "millrace.remove_artifacts"
 REMOVE_EXPIRED = "millrace.remove_expired"
 TRAIN_BUILTIN_MODEL = "millrace.train_builtin_model"
 
@@ -32,6 +33,10 @@ class Messages:
     def run_heavy(self, node: str, job: str) -> None:
         """`job`: a hint, as in `wake_up`."""
         self._send(RUN_HEAVY, {"job": job}, heavy_queue(node))
+
+    def remove_artifacts(self, node: str) -> None:
+        """Behind the heavy jobs that wait there: their directories are that node's."""
+        self._send(REMOVE_ARTIFACTS, {"node": node}, heavy_queue(node))
 
     def validate_batch(self, job: str) -> None:
         self._send(VALIDATE_BATCH, {"job": job}, UPKEEP)

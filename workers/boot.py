@@ -85,9 +85,7 @@ def _heavy_runner(settings: Settings, database: Database, stopping: threading.Ev
     works: dict[JobKind, Work] = {
         JobKind.WARMING: WarmingWork(engine),
         JobKind.BENCHMARK: BenchmarkWork(engine),
-        JobKind.QUANTIZATION: QuantizationWork(
-            settings.model_sources, settings.data_path / "artifacts", settings.node_name
-        ),
+        JobKind.QUANTIZATION: QuantizationWork(settings.model_sources, settings.artifacts_path, settings.node_name),
     }
     claimant = Claimant(
         owner=_owner(settings),

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from api.access.scopes import ADMIN
 from api.context import Ctx
 from api.contract.document import error_answer
-from api.native.request_meter import Meters
+from api.request_meter import Meters
 from core.errors import NotFound
 from db.native import nodes, queues
 from db.native.nodes import DeviceFigures

@@ -131,13 +131,15 @@ class ModelRow(Row):
 
 
 class PlacementRow(Row):
-    """The fact that the engine of a device serves a model; written by the agent of its node."""
+    """The fact that the engine of a device serves a model; written by the agent of its node. `source`: the directory or
+    hub name that it loads there, NULL where the agent is of a release that did not say."""
 
     __tablename__ = "placements"
 
     node: Mapped[str] = mapped_column(primary_key=True)
     device: Mapped[str] = mapped_column(primary_key=True)
     model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
+    source: Mapped[str | None]
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

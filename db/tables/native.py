@@ -26,7 +26,8 @@ class HeavyJobRow(Row):
 
 
 class ArtifactRow(Row):
-    """A model directory that a job made, on the node that made it. `details`: what was measured of it."""
+    """A model directory that a job made, on the node that made it. `details`: what was measured of it. `removed_at`: it
+    is gone for its tenant, and its node is still to take the bytes away."""
 
     __tablename__ = "artifacts"
 
@@ -41,6 +42,7 @@ class ArtifactRow(Row):
     job_public_id: Mapped[str]
     details: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    removed_at: Mapped[datetime | None]
 
     __table_args__ = (Index("ix_artifacts_tenant_created_at", "tenant", "created_at"),)
 

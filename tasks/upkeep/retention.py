@@ -1,6 +1,7 @@
 """Removes what is past its time: jobs with their rows, expired files, bytes that no file names, idempotency keys,
-webhook messages. In steps that each commit, for a bounded time; what is left is taken up behind the other upkeep.
-Safe to run twice, at once or again after a crash: each step takes what nobody else holds, and rows go before bytes.
+webhook messages, models that jobs made (their nodes take the directories away). In steps that each commit, for a
+bounded time; what is left is taken up behind the other upkeep. Safe to run twice, at once or again after a crash: each
+step takes what nobody else holds, and rows go before bytes.
 """
 
 import logging
@@ -17,6 +18,7 @@ from db.upkeep import jobs, rows
 from db.upkeep.jobs import EndedJob
 from tasks.messages import REMOVE_EXPIRED
 from tasks.services import Services, current
+from tasks.upkeep import artifacts
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def remove_expired() -> None:
 
 def clean(services: Services, is_over: IsOver) -> bool:
     """True when nothing is left to remove, False when time is over. Keys go before the jobs that they name."""
-    parts = (_keys, _deliveries, _jobs, _files, _orphans)
+    parts = (_keys, _deliveries, _jobs, _files, _orphans, _artifacts)
     return all(part(services, is_over) for part in parts)
 
 
@@ -130,4 +132,12 @@ def _orphans(services: Services, is_over: IsOver) -> bool:
                 file_id,
                 extra={"event": "retention.orphan", "file": file_id},
             )
+    return False
+
+
+def _artifacts(services: Services, is_over: IsOver) -> bool:
+    if not is_over():
+        artifacts.expire(services)
+        artifacts.wake_nodes(services)
+        return True
     return False

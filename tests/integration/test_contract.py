@@ -27,6 +27,7 @@ from schemathesis.specs.openapi.checks import (
 from api.app import create_api
 from core.settings import Settings
 from tests.answering import Answering
+from tests.artifacts import make_artifact
 from tests.world import MODEL, batch_file
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -38,6 +39,7 @@ EXISTING: Mapping[str, Callable[[Answering], str]] = {
     "file_id": lambda answering: answering.world.upload(batch_file(range(2))),
     "batch_id": lambda answering: answering.world.start_job(2).public_id,
     "job_id": lambda answering: answering.finish(answering.world.submit(batch_file(range(2))).public_id).public_id,
+    "artifact_id": lambda answering: make_artifact(answering.world).id,
     "name": lambda answering: MODEL,
     "response_id": lambda answering: answering.client.responses.create(model=MODEL, input="hello").id,
 }

@@ -17,6 +17,7 @@ from db import jobs
 from db.jobs import NewOnlineRequest
 from db.tables import JobRow, ResponseRow, WebhookEndpointRow
 from db.webhooks import endpoints
+from tests.artifacts import make_artifact
 from tests.integration.access.keys import WRONG_KEY, bearer, expired_key, make_key, revoked_key
 from tests.world import MODEL, World, batch_file, changed
 
@@ -68,6 +69,7 @@ OTHERS: dict[str, Callable[[World], str]] = {
     "answer_id": lambda world: f"chatcmpl-{online_job(world).public_id}-0",
     "response_id": stored_response,
     "webhook_endpoint_id": webhook_endpoint,
+    "artifact_id": lambda world: make_artifact(world).id,
 }
 # What a route must be sent before it looks for what it is asked about.
 BODIES: dict[str, dict[str, object]] = {

@@ -1,0 +1,1 @@
+"""`millrace artifacts`: the models that jobs made."""

@@ -1,0 +1,50 @@
+"""Shows and removes the models that quantization jobs made, over HTTP."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from cli.client import Server, call
+
+PATH = "/api/v1/artifacts"
+COLUMNS = ("id", "name", "model", "node", "size", "served as", "directory")
+PAGE = 100
+
+
+def list_artifacts(server: Server, *, as_json: bool) -> None:
+    """Newest first, with what they take on disk together."""
+    found = list(_all(server))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold")
+    for one in found:
+        names = (one[name] for name in ("id", "name", "model", "node"))
+        table.add_row(*names, decimal(one["num_bytes"]), ", ".join(one["served_as"]) or "-", one["directory"])
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"{len(found)} in all, {decimal(sum(one['num_bytes'] for one in found))} on disk")
+
+
+def _all(server: Server) -> Iterator[dict[str, Any]]:
+    query: dict[str, object] = {"limit": PAGE}
+    while True:
+        page = call(server, "GET", f"{PATH}?{urlencode(query)}")
+        yield from page["data"]
+        if not page["has_more"]:
+            return
+        query["after"] = page["last_id"]
+
+
+def remove(server: Server, artifact_ids: Sequence[str]) -> None:
+    """One behind the other; the first that cannot be removed ends it."""
+    for artifact_id in artifact_ids:
+        call(server, "DELETE", f"{PATH}/{artifact_id}")
+        print(f"{artifact_id} is removed; its node takes the directory away")
