@@ -41,6 +41,7 @@ from tasks.factory import DEFAULT_BROKER_URL, create_app
 from tasks.messages import Messages
 
 DATABASE_CONNECTIONS = 16
+SPARE_CONNECTIONS = 64  # to Redis, beside those of people who wait: each has one
 ADMISSION_SECONDS = 0.5
 MAX_TEST_SENDERS = 2
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -51,7 +52,11 @@ def build_context(settings: Settings) -> Context:
     if settings.database_url is None:
         raise ConfigurationError("MILLRACE_DATABASE_URL: expected postgresql://…; `millrace up` brings its own")
     database = Database(settings.database_url, pool_size=DATABASE_CONNECTIONS)
-    redis: AsyncRedis = AsyncRedis.from_url(client_url(settings.redis_url or DEFAULT_BROKER_URL), socket_timeout=10)
+    redis: AsyncRedis = AsyncRedis.from_url(
+        client_url(settings.redis_url or DEFAULT_BROKER_URL),
+        socket_timeout=10,
+        max_connections=settings.max_waiting_requests + SPARE_CONNECTIONS,
+    )
     messages = Messages(create_app(settings))
     files = open_file_store(settings.file_store, database)
     codecs = Codecs(settings.model_sources, settings.max_context_tokens)

@@ -202,7 +202,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         int,
         Meta(ge=0, description="Chunks that the batch worker of a device runs at once; 0 is 2 on a CPU, 8 on a GPU."),
     ] = 0
-    online_threads: Annotated[Count, Meta(description="Requests that the online worker of a device runs at once.")] = 16
+    online_threads: Annotated[
+        Count,
+        Meta(
+            description="Requests that the online worker of a device runs at once, a thread for each, made when it is "
+            "needed; so many people can read along at once. They share 18 connections to PostgreSQL."
+        ),
+    ] = 64
     engine_wait_seconds: Annotated[
         Seconds, Meta(description="How long a worker waits for its engine before it hands the chunk back.")
     ] = 30.0

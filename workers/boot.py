@@ -46,6 +46,7 @@ __all__ = ["app", "build_services"]
 logger = logging.getLogger(__name__)
 
 DEFAULT_THREADS = 4
+MOST_CONNECTIONS = 16  # a thread needs one for a few milliseconds of the seconds that an answer takes
 GC_ALLOCATIONS = 10_000
 EXIT_AT_ONCE = 1
 
@@ -60,7 +61,7 @@ def build_services(settings: Settings, stopping: threading.Event) -> Services:
     """A chunk runner comes with it where the settings name an engine."""
     num_threads = int(os.environ.get(THREADS_VARIABLE, DEFAULT_THREADS))
     assert settings.database_url is not None
-    database = Database(settings.database_url, pool_size=num_threads + 2)
+    database = Database(settings.database_url, pool_size=min(num_threads, MOST_CONNECTIONS) + 2)
     redis: Redis = Redis.from_url(client_url(settings.redis_url or DEFAULT_BROKER_URL), socket_timeout=10)
     relay = RedisRelay(redis)
     has_engine = bool(settings.engine_endpoint)

@@ -21,7 +21,7 @@ from tests.null_answers import expected_answer
 from tests.polling import until
 from tests.servers import temporary_data_directory
 
-QUICK, SLOW, TINY = "null", "slow", "tiny"
+QUICK, SLOW, HELD, TINY = "null", "slow", "held", "tiny"
 NUM_READERS = 64
 
 
@@ -36,7 +36,7 @@ def millrace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Millrace]:
             data_dir=str(data_path),
             port=port,
             flower_port=flower_port,
-            models=f"{QUICK}=null:,{SLOW}=null:4,{TINY}={directory}",
+            models=f"{QUICK}=null:,{SLOW}=null:4,{HELD}=null:3600,{TINY}={directory}",
             reconcile_seconds=1.0,
         )
         with running(settings, with_flower=False) as started:
@@ -177,6 +177,37 @@ def test_64_clients_read_at_once(millrace: Millrace) -> None:
 
     # Then
     assert asyncio.run(read_all()) == [answer_to(f"q{number}") for number in range(NUM_READERS)]
+
+
+def num_running(millrace: Millrace, model: str) -> int:
+    with millrace.database() as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM chunks WHERE model = %s AND state = 'running'", [model]
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_64_long_streams_run_at_once_and_end_when_their_readers_leave(millrace: Millrace) -> None:
+    # Given
+    async def read(client: httpx.AsyncClient, number: int) -> None:
+        body = {**question(f"held {number}", HELD), "stream": True}
+        async with client.stream("POST", f"{millrace.url}/v1/chat/completions", json=body) as response:
+            await response.aread()
+
+    async def read_all() -> None:
+        limits = httpx.Limits(max_connections=NUM_READERS)
+        async with httpx.AsyncClient(timeout=600, limits=limits) as client:
+            readers = [asyncio.ensure_future(read(client, number)) for number in range(NUM_READERS)]
+            # When / Then
+            await asyncio.to_thread(until, lambda: num_running(millrace, HELD) == NUM_READERS)
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+
+    asyncio.run(read_all())
+    # Then
+    until(lambda: num_running(millrace, HELD) == 0)
 
 
 @pytest.mark.parametrize("words_read", [0, 1])
