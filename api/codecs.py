@@ -47,6 +47,10 @@ class Codecs:
         self._failed_at: dict[str, float] = {}
         self._lock = threading.Lock()
 
+    def counts(self, model: str) -> bool:
+        """Whether it is one of those whose prompts may be counted here; whether it can be read shows when it is."""
+        return model in self._sources
+
     def find(self, model: str) -> KnownModel | None:
         """None where the model cannot be read here. It is looked for again after a while."""
         source = self._sources.get(model)

@@ -64,11 +64,20 @@ class Admission:
     def admit_online(self, session: Session, visit: Visit, model: str, num_tokens: int) -> None:
         """After `take_request`. `num_tokens`: prompt and answers at most. Raises RateLimited, Overloaded,
         ModelUnavailable."""
-        self._check_queue(session, model)
+        seen = self._check_queue(session, model)
         self.check_jobs(session, visit.identity)
         self._take(visit, num_tokens, num_requests=0)
         self._ask_breaker(visit, model)
-        visit.model = model
+        seen.num_waiting += 1
+
+    def check_room(self, visit: Visit, model: str) -> None:
+        """Before a prompt is counted, which takes time: what need not know the count, in no transaction. `model`: one
+        that is served. Raises Overloaded, ModelUnavailable."""
+        self._ask_breaker(visit, model)
+        seen = self._seen_lately(model)
+        if seen is None or seen.num_waiting >= self._max_waiting:
+            with self._database.begin() as session:
+                self._check_queue(session, model)
 
     def take_request(self, visit: Visit) -> None:
         """Before anything is done for it that takes time. Raises RateLimited."""
@@ -96,11 +105,14 @@ class Admission:
                     retry_after_seconds=JOB_RETRY_SECONDS,
                 )
 
-    def _check_queue(self, session: Session, model: str) -> None:
-        now = self._clock()
+    def _seen_lately(self, model: str) -> _Seen | None:
         seen = self._queues.get(model)
-        if seen is None or now - seen.at >= FRESH_SECONDS:
-            seen = _Seen(load.num_waiting(session, model, bound=self._max_waiting), now)
+        return None if seen is None or self._clock() - seen.at >= FRESH_SECONDS else seen
+
+    def _check_queue(self, session: Session, model: str) -> _Seen:
+        seen = self._seen_lately(model)
+        if seen is None:
+            seen = _Seen(load.num_waiting(session, model, bound=self._max_waiting), self._clock())
             self._queues[model] = seen
         if seen.num_waiting >= self._max_waiting:
             rate = load.answers_per_second(session, model)
@@ -110,10 +122,14 @@ class Admission:
                 + "; try again later, or submit a batch",
                 retry_after_seconds=wait_seconds(seen.num_waiting, rate),
             )
-        seen.num_waiting += 1
+        return seen
 
     def _ask_breaker(self, visit: Visit, model: str) -> None:
+        """Once for each visit: a second question would find the probe taken, by itself."""
+        if visit.model == model:
+            return
         if self._clock() - self._closed_at.get(model, float("-inf")) < FRESH_SECONDS:
+            visit.model = model
             return
         state = self._breaker.ask(model)
         if state.circuit is Circuit.OPEN:
@@ -122,6 +138,7 @@ class Admission:
                 f"{model} failed {state.num_failures} times in a row; it is tried again in a moment",
                 retry_after_seconds=max(1.0, state.retry_after_seconds),
             )
+        visit.model = model
         visit.is_probe = state.circuit is Circuit.PROBE
         visit.is_suspect = state.num_failures > 0
         if not visit.is_suspect:

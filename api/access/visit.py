@@ -13,7 +13,7 @@ SERVER_ERROR = 500
 
 @dataclass(slots=True)
 class Visit:
-    """`model`: of an online request that was admitted. `job_id`: what it became. `is_probe`: the breaker's.
+    """`model`: of an online request that its breaker let through. `job_id`: what it became. `is_probe`: the breaker's.
     `is_suspect`: the model failed lately. `has_failed`: behind a status that said otherwise."""
 
     identity: Identity

@@ -132,6 +132,10 @@ def _commit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Ke
     requests = [parse_request(endpoint, one) for one in bodies]
     parsed, *_ = requests
     context.admission.take_request(visit)
+    if once is None and context.codecs.counts(
+        parsed.model
+    ):  # a call that is repeated finds its job, however full it is
+        context.admission.check_room(visit, parsed.model)
     num_prompt_tokens = _count(context, requests)
     first, *more = [one.decode() for one in bodies]
     wanted = NewOnlineRequest(

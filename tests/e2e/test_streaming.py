@@ -179,13 +179,11 @@ def test_64_clients_read_at_once(millrace: Millrace) -> None:
     assert asyncio.run(read_all()) == [answer_to(f"q{number}") for number in range(NUM_READERS)]
 
 
-def num_running(millrace: Millrace, model: str) -> int:
+def num_running(millrace: Millrace, model: str) -> object:
+    running = "SELECT count(*) FROM chunks WHERE model = %s AND state = 'running'"
     with millrace.database() as connection:
-        row = connection.execute(
-            "SELECT count(*) FROM chunks WHERE model = %s AND state = 'running'", [model]
-        ).fetchone()
-    assert row is not None
-    return int(row[0])
+        row = connection.execute(running, [model]).fetchone()
+    return row and row[0]
 
 
 def test_64_long_streams_run_at_once_and_end_when_their_readers_leave(millrace: Millrace) -> None:

@@ -56,6 +56,7 @@ def make(context: Context, visit: Visit, request: ResponseRequest, once: Key | N
         body = request.chat_body(_earlier_items(session, tenant, request.previous_id))
     parsed = parse_body(CHAT_ENDPOINT, body)
     context.admission.take_request(visit)
+    context.admission.check_room(visit, request.model)
     num_prompt_tokens = count_prompt_tokens(context, request.model, parsed)
     with context.database.begin() as session:
         earlier = idempotency.recall(session, once)  # again: somebody may have been quicker

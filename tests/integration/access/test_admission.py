@@ -29,6 +29,7 @@ from tests.polling import until
 from tests.world import MODEL, World, batch_file, changed, success
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50}
+WAITING = NewOnlineRequest(endpoint=CHAT_ENDPOINT, model=MODEL, body="{}", expires_after=timedelta(minutes=5))
 FAILURE = Outcome(0, 500, '{"error":{"code":"model_failure","message":"out of order"}}')
 
 
@@ -121,13 +122,54 @@ def test_a_request_too_many_is_refused_before_its_prompt_is_counted(world: World
     # Given a model whose prompts are counted here
     models = f"{MODEL}={save_tiny_model(tmp_path)}"
     key = bearer(make_key(world, limits=Limits(requests_per_minute=1)))
-    too_long = "feeds the wheel " * 1000
-    body = {"input": too_long} if path != CHAT_ENDPOINT else {"messages": [{"role": "user", "content": too_long}]}
     with client_of(world, models=models) as client:
         # When
-        statuses = [client.post(path, json={"model": MODEL, **body}, headers=key).status_code for _ in range(2)]
+        statuses = [client.post(path, json=too_long(path), headers=key).status_code for _ in range(2)]
     # Then
     assert statuses == [400, 429]
+
+
+@pytest.mark.parametrize("path", [CHAT_ENDPOINT, "/v1/responses"])
+def test_a_full_queue_and_a_failing_model_refuse_before_a_prompt_is_counted(
+    world: World, tmp_path: Path, path: str
+) -> None:
+    # Given a model whose prompts are counted here, for which somebody waits
+    models = f"{MODEL}={save_tiny_model(tmp_path)}"
+    key = bearer(make_key(world))
+    with world.database.begin() as session:
+        jobs.create_online(session, WAITING)
+    with client_of(world, models=models, max_waiting_requests=1) as client:
+        full = client.post(path, json=too_long(path), headers=key)
+    # When: nobody waits, but it fails
+    with world.database.begin() as session:
+        session.execute(text("DELETE FROM chunks"))
+    with client_of(world, models=models, breaker_failures=1) as client:
+        Breaker.of(changed(world.services.settings, breaker_failures=1), world.services.redis).failed(MODEL)
+        failing = client.post(path, json=too_long(path), headers=key)
+    # Then
+    assert (full.status_code, full.json()["error"]["code"]) == (429, "overloaded")
+    assert (failing.status_code, failing.json()["error"]["code"]) == (503, "model_unavailable")
+
+
+def test_a_probe_that_is_refused_by_its_count_leaves_its_place_to_another(world: World, tmp_path: Path) -> None:
+    # Given a model that failed a moment ago
+    models = f"{MODEL}={save_tiny_model(tmp_path)}"
+    key = bearer(make_key(world))
+    quick = changed(world.services.settings, breaker_failures=1, breaker_open_seconds=0.001)
+    Breaker.of(quick, world.services.redis).failed(MODEL)
+    with client_of(world, models=models, breaker_failures=1) as client, answering(world, success(0)):
+        # When
+        refused = client.post(CHAT_ENDPOINT, json=too_long(CHAT_ENDPOINT), headers=key)
+        answered = client.post(CHAT_ENDPOINT, json=CHAT, headers=key)
+    # Then
+    assert (refused.status_code, answered.status_code) == (400, 200)
+
+
+def too_long(path: str) -> dict[str, object]:
+    prompt = "feeds the wheel " * 1000
+    if path == CHAT_ENDPOINT:
+        return {"model": MODEL, "messages": [{"role": "user", "content": prompt}]}
+    return {"model": MODEL, "input": prompt}
 
 
 def test_a_batch_is_a_request_too(world: World) -> None:
@@ -199,10 +241,9 @@ def test_of_two_jobs_at_once_one_takes_the_last_place(world: World, kind: str) -
 
 def test_a_full_queue_refuses_with_the_time_it_takes(world: World) -> None:
     # Given
-    request = NewOnlineRequest(endpoint=CHAT_ENDPOINT, model=MODEL, body="{}", expires_after=timedelta(minutes=5))
     with world.database.begin() as session:
         for _ in range(3):
-            jobs.create_online(session, request)
+            jobs.create_online(session, WAITING)
     with client_of(world, max_waiting_requests=3) as client:
         # When
         refused = client.post(CHAT_ENDPOINT, json=CHAT, headers=bearer(make_key(world)))
