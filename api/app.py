@@ -11,7 +11,7 @@ from redis.asyncio import Redis as AsyncRedis
 from starlette.concurrency import run_in_threadpool
 
 from api import errors, health, home
-from api.access import login
+from api.access import keys, login
 from api.access.admission import Admission
 from api.access.binding import check_binding
 from api.access.body import BodyLimit
@@ -62,8 +62,8 @@ def build_context(settings: Settings) -> Context:
     codecs = Codecs(settings.model_sources, settings.max_context_tokens)
     broker = Broker(redis, messages)
     admission = build_admission(settings, database)
-    keys, test_senders = KeyRing(database), CapacityLimiter(MAX_TEST_SENDERS)
-    return Context(settings, database, files, redis, messages, keys, admission, codecs, broker, test_senders)
+    key_ring, test_senders = KeyRing(database), CapacityLimiter(MAX_TEST_SENDERS)
+    return Context(settings, database, files, redis, messages, key_ring, admission, codecs, broker, test_senders)
 
 
 def build_admission(settings: Settings, database: Database) -> Admission:
@@ -104,7 +104,7 @@ def create_api(settings: Settings) -> FastAPI:
         openapi_url=None,  # api.contract.pages serves it, to those who have a key
     )
     openai = (files, batches, models, completions, embeddings, responses, webhooks)
-    native = (jobs, requests, events, artifacts, queues, operations, metrics, usage)
+    native = (jobs, requests, events, artifacts, queues, operations, keys, metrics, usage)
     for module in (*openai, *native, health, home, login, contract):
         app.include_router(module.router)
     app.add_middleware(BodyLimit, max_file_bytes=settings.max_file_bytes)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.local.postgresql import running_url
-from core.access import Limits, Scope
+from core.access import DEFAULT_SCOPES, Limits, Scope
 from core.errors import ConfigurationError, InvalidRequest, Unavailable
 from core.settings import Settings
 from db.access import keys
@@ -23,7 +23,6 @@ from db.connection import Database
 from db.tables import ApiKeyRow
 from workers.instance import Instance
 
-DEFAULT_SCOPES = (Scope.SUBMIT, Scope.READ)
 _AGE = re.compile(r"([1-9]\d{0,4})([hd])")
 COLUMNS = ("id", "prefix", "name", "tenant", "scopes", "limits", "state", "created", "expires", "last used")
 
@@ -128,18 +127,12 @@ def key_object(row: ApiKeyRow) -> dict[str, Any]:
         "requests_per_minute": row.requests_per_minute,
         "tokens_per_minute": row.tokens_per_minute,
         "concurrent_jobs": row.concurrent_jobs,
-        "state": key_state(row, datetime.now(UTC)),
+        "state": keys.state_of(row, datetime.now(UTC)),
         "created_at": row.created_at.isoformat(),
         "expires_at": row.expires_at and row.expires_at.isoformat(),
         "last_used_at": row.last_used_at and row.last_used_at.isoformat(),
         "revoked_at": row.revoked_at and row.revoked_at.isoformat(),
     }
-
-
-def key_state(row: ApiKeyRow, now: datetime) -> str:
-    if row.revoked_at is not None:
-        return "revoked"
-    return "expired" if row.expires_at is not None and row.expires_at <= now else "valid"
 
 
 def limits_text(limits: Limits) -> str:

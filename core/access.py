@@ -24,6 +24,7 @@ class Scope(StrEnum):
 
 
 ALL_SCOPES = frozenset(Scope)
+DEFAULT_SCOPES = frozenset({Scope.SUBMIT, Scope.READ})
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,10 @@ class KeyRing:
         self._held[digest] = _Held(identity, read_at)
         return identity
 
+    def forget(self) -> None:
+        """Of this process: a key that was revoked here opens nothing from now on."""
+        self._held.clear()
+
     def _read(self, digest: bytes) -> Identity | None:
         with self._database.begin() as session:
             identity = keys.identify(session, digest)

@@ -4,9 +4,10 @@ whether one has expired is decided by the database's clock.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from enum import StrEnum
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from core.access import ALL_SCOPES, UNLIMITED, Identity, Limits, Scope, hash_key, key_prefix, new_key
@@ -16,6 +17,12 @@ from db.jobs import new_public_id
 from db.tables import ApiKeyRow, TenantLimitRow
 
 TOUCH_INTERVAL = timedelta(minutes=1)
+
+
+class KeyState(StrEnum):
+    VALID = "valid"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,23 +98,56 @@ def touch(session: Session, key_id: int) -> None:
     )
 
 
-def list_keys(session: Session, *, tenant: str | None = None) -> Sequence[ApiKeyRow]:
-    """Oldest first; of all tenants where none is named."""
-    query = select(ApiKeyRow).order_by(ApiKeyRow.id)
-    return session.scalars(query if tenant is None else query.where(ApiKeyRow.tenant == tenant)).all()
+def list_keys(
+    session: Session, *, tenant: str | None = None, after: str | None = None, limit: int | None = None
+) -> Sequence[ApiKeyRow]:
+    """Oldest first; of all tenants where none is named. Raises NotFound for an unknown `after`."""
+    query = select(ApiKeyRow).where(_is_of(tenant))
+    if after is not None:
+        last = session.scalar(query.where(_is_called(after)))
+        if last is None:
+            raise _unknown(after)
+        query = query.where(ApiKeyRow.id > last.id)
+    return session.scalars(query.order_by(ApiKeyRow.id).limit(limit)).all()
 
 
-def revoke(session: Session, name: str) -> ApiKeyRow:
-    """`name`: the id of a key, or its visible beginning. Revoking twice keeps the first time. Raises NotFound."""
+def revoke(session: Session, name: str, *, tenant: str | None = None) -> ApiKeyRow:
+    """`name`: the id of a key, or its visible beginning; of whatever tenant where none is named. Revoking twice keeps
+    the first time. Raises NotFound."""
     row: ApiKeyRow | None = session.scalar(
         update(ApiKeyRow)
-        .where(or_(ApiKeyRow.public_id == name, ApiKeyRow.prefix == name))
+        .where(_is_of(tenant), _is_called(name))
         .values(revoked_at=func.coalesce(ApiKeyRow.revoked_at, func.now()))
         .returning(ApiKeyRow)
     )
     if row is None:
-        raise NotFound(f"no key {name!r}: expected an id or a prefix that `millrace keys ls` shows")
+        raise _unknown(name)
     return row
+
+
+def _is_of(tenant: str | None) -> ColumnElement[bool]:
+    return true() if tenant is None else ApiKeyRow.tenant == tenant
+
+
+def _is_called(name: str) -> ColumnElement[bool]:
+    return or_(ApiKeyRow.public_id == name, ApiKeyRow.prefix == name)
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"no key {name!r}: expected an id or a prefix that `millrace keys ls` shows", param="key_id")
+
+
+def now(session: Session) -> datetime:
+    """The clock by which keys expire."""
+    moment: datetime = session.execute(select(func.now())).scalar_one()
+    return moment
+
+
+def state_of(row: ApiKeyRow, now: datetime) -> KeyState:
+    if row.revoked_at is not None:
+        return KeyState.REVOKED
+    is_over = row.expires_at is not None and row.expires_at <= now
+    return KeyState.EXPIRED if is_over else KeyState.VALID
 
 
 def has_usable(session: Session) -> bool:
