@@ -19,6 +19,12 @@ def make_key(world: World, *scopes: Scope, tenant: str = "default", **values: ob
         return keys.create(session, new)[1]
 
 
+def another_key(world: World) -> str:
+    """The id of a key that nobody uses."""
+    with world.database.begin() as session:
+        return keys.create(session, NewKey(name="another"))[0].public_id
+
+
 def expired_key(world: World) -> str:
     return make_key(world, expires_after=timedelta(seconds=-1))
 

@@ -14,13 +14,11 @@ from core.access import Scope
 from core.openai.completion import CHAT_ENDPOINT
 from core.settings import Settings
 from db import jobs
-from db.access import keys
-from db.access.keys import NewKey
 from db.jobs import NewOnlineRequest
 from db.tables import JobRow, ResponseRow, WebhookEndpointRow
 from db.webhooks import endpoints
 from tests.artifacts import make_artifact
-from tests.integration.access.keys import WRONG_KEY, bearer, expired_key, make_key, revoked_key
+from tests.integration.access.keys import WRONG_KEY, another_key, bearer, expired_key, make_key, revoked_key
 from tests.world import MODEL, World, batch_file, changed
 
 UNAUTHENTICATED, FORBIDDEN, NOT_FOUND = 401, 403, 404
@@ -63,11 +61,6 @@ def webhook_endpoint(world: World) -> str:
         return endpoints.add(session, row).id
 
 
-def key_of_the_house(world: World) -> str:
-    with world.database.begin() as session:
-        return keys.create(session, NewKey(name="house"))[0].public_id
-
-
 # One of another tenant's for every name that stands in a path.
 OTHERS: dict[str, Callable[[World], str]] = {
     "file_id": lambda world: world.upload(batch_file(range(2))),
@@ -76,7 +69,7 @@ OTHERS: dict[str, Callable[[World], str]] = {
     "answer_id": lambda world: f"chatcmpl-{online_job(world).public_id}-0",
     "response_id": stored_response,
     "webhook_endpoint_id": webhook_endpoint,
-    "key_id": key_of_the_house,
+    "key_id": another_key,
     "artifact_id": lambda world: make_artifact(world).id,
 }
 # What a route must be sent before it looks for what it is asked about.
