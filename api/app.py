@@ -44,6 +44,7 @@ DATABASE_CONNECTIONS = 16
 SPARE_CONNECTIONS = 64  # to Redis, beside those of people who wait: each has one
 ADMISSION_SECONDS = 0.5
 MAX_TEST_SENDERS = 2
+MAX_BODY_READERS = 2
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -62,8 +63,19 @@ def build_context(settings: Settings) -> Context:
     codecs = Codecs(settings.model_sources, settings.max_context_tokens)
     broker = Broker(redis, messages)
     admission = build_admission(settings, database)
-    key_ring, test_senders = KeyRing(database), CapacityLimiter(MAX_TEST_SENDERS)
-    return Context(settings, database, files, redis, messages, key_ring, admission, codecs, broker, test_senders)
+    return Context(
+        settings=settings,
+        database=database,
+        files=files,
+        redis=redis,
+        messages=messages,
+        keys=KeyRing(database),
+        admission=admission,
+        codecs=codecs,
+        broker=broker,
+        test_senders=CapacityLimiter(MAX_TEST_SENDERS),
+        body_readers=CapacityLimiter(MAX_BODY_READERS),
+    )
 
 
 def build_admission(settings: Settings, database: Database) -> Admission:

@@ -24,7 +24,8 @@ from tasks.messages import Messages
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """test_senders: of messages to users' servers, who may keep a thread waiting for as long as they like."""
+    """test_senders: of messages to users' servers, who may keep a thread waiting for as long as they like.
+    body_readers: of large bodies, each of which takes the time of whoever streams."""
 
     settings: Settings
     database: Database
@@ -36,6 +37,7 @@ class Context:
     codecs: Codecs
     broker: Broker
     test_senders: CapacityLimiter
+    body_readers: CapacityLimiter
 
 
 async def get_context(request: Request) -> Context:

@@ -116,7 +116,15 @@ def error_answer(status: int) -> Schema:
 
 def json_body(of_type: type, example: Schema) -> Schema:
     """`openapi_extra` of a route that reads its body itself, as the struct `of_type`."""
-    content = {"schema": inline_schema(of_type), "example": example}
+    return _body({"schema": inline_schema(of_type), "example": example})
+
+
+def schema_body(schema: Schema) -> Schema:
+    """The same of a schema with definitions, which do not hold themselves; their examples are theirs."""
+    return _body({"schema": _inlined(schema, schema.pop("$defs", {}))})
+
+
+def _body(content: Schema) -> Schema:
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
@@ -134,7 +142,12 @@ def _inlined(value: Any, definitions: Schema) -> Any:
         return value
     if "$ref" in value:
         return _inlined(definitions[value["$ref"].rpartition("/")[2]], definitions)
-    return {name: _inlined(item, definitions) for name, item in value.items()}
+    return {name: _inlined(item, definitions) for name, item in value.items() if not _names_definitions(name, item)}
+
+
+def _names_definitions(name: str, value: Any) -> bool:
+    """A discriminator tells definitions apart, which are no more once they are inlined."""
+    return name == "discriminator" and isinstance(value, dict)
 
 
 def or_events(description: str) -> dict[int | str, Schema]:

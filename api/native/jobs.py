@@ -2,17 +2,24 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query, Response, status
+from anyio import to_thread
+from fastapi import APIRouter, Query, Request, Response, status
+from starlette.concurrency import run_in_threadpool
 
 from api.access.scopes import READ, SUBMIT
 from api.context import ADMIT_JOB, Context, Ctx, Tenant, Who, page
+from api.contract.document import schema_body
 from api.idempotency import Once
 from api.native import heavy_work, inference
-from api.native.bodies import AnyJobBody, InferenceBody, JobPatch
+from api.native.bodies import AnyJob, InferenceBody, JobPatch
+from api.native.bodies.reading import job_schema, read_job
 from api.native.objects import Deleted, Job, JobPage, described, has_ended, job_object
+from api.openai.online import check_content_type
+from core.access import Identity
 from core.errors import InvalidRequest, Unavailable
 from core.job import JobKind, JobState, ServiceClass
 from db import jobs
+from db.idempotency import Key
 from db.native import heavy, listing, removal, submission
 from db.native.listing import JobFilter
 from db.native.submission import JobChange
@@ -26,10 +33,22 @@ PAGE_BYTES = 16_000_000  # of answers; the page ends behind the one that exceeds
 JSON_LINES = "application/jsonl"
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, summary="Submit a job", dependencies=[SUBMIT, ADMIT_JOB])
-def create_job(context: Ctx, who: Who, body: Annotated[AnyJobBody, Body()], once: Once) -> Job:
+@router.post(
+    "",
+    status_code=status.HTTP_201_CREATED,
+    summary="Submit a job",
+    openapi_extra=schema_body(job_schema()),
+    dependencies=[SUBMIT, ADMIT_JOB],
+)
+async def create_job(context: Ctx, who: Who, request: Request, once: Once) -> Job:
     """Of any kind; `kind` says which. Requests are checked before anything is kept; the answer shows the job as it was
     accepted. A priority above the key's is lowered to it."""
+    check_content_type(request)
+    body = await to_thread.run_sync(read_job, await request.body(), limiter=context.body_readers)
+    return await run_in_threadpool(_create, context, who, body, once)
+
+
+def _create(context: Context, who: Identity, body: AnyJob, once: Key | None) -> Job:
     body.priority = min(body.priority, who.max_priority)
     if isinstance(body, InferenceBody):
         return job_object(inference.submit(context, who, body, once))

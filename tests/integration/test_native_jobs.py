@@ -1,5 +1,6 @@
 """`/api/v1/jobs` over the real servers: what it takes and refuses, lists, changes, ends and removes."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,8 @@ from starlette.testclient import TestClient
 
 from api.app import create_api
 from api.native import jobs as native_jobs
+from api.native.bodies import AnyJob
+from api.native.bodies.reading import read_job
 from db import chunks
 from db.chunks import Retry
 from tasks.upkeep import finalizing, intake
@@ -136,7 +139,8 @@ def test_a_file_is_validated_like_that_of_a_batch(client: TestClient, world: Wor
     [
         ({"prompts": ["a"], "model": "nobody/serves-it"}, "prompts[0]"),
         ({"prompts": None, "requests": [{"body": {"messages": []}}]}, "requests[0]"),
-        ({"prompts": None, "requests": [{"body": {"messages": "\ud800", "n": 2**70}}]}, "requests[0]"),
+        ({"prompts": None, "requests": [{"body": {"messages": [], "n": 2**70}}]}, "requests[0]"),
+        ({"prompts": None, "requests": [{"body": {"messages": "\ud800"}}]}, "body"),
         ({"endpoint": "/v1/nowhere"}, "endpoint"),
         ({"priority": 10}, "inference.priority"),
         ({"prompts": None}, "inference"),
@@ -151,6 +155,30 @@ def test_what_is_wrong_with_a_job_is_said_at_once(client: TestClient, body: dict
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
     assert client.get("/api/v1/jobs").json()["data"] == []
+
+
+def test_a_body_is_read_beside_the_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    places: list[bool] = []
+
+    def read(body: bytes) -> AnyJob:
+        places.append(has_loop())
+        return read_job(body)
+
+    monkeypatch.setattr(native_jobs, "read_job", read)
+    # When
+    submit(client)
+    # Then
+    assert places == [False]
+
+
+def has_loop() -> bool:
+    """Whether this thread runs an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def test_lists_have_filters_and_cursors(client: TestClient, world: World) -> None:

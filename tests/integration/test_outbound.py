@@ -69,3 +69,32 @@ def test_an_answer_that_never_ends_is_cut_off() -> None:
         # Then
         stopping.set()
         thread.join()
+
+
+def test_a_name_server_that_does_not_answer_is_waited_for_no_longer_than_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given
+    is_over = threading.Event()
+    asked = threading.Semaphore(0)
+
+    def resolve(*_: object, **__: object) -> list[tuple[object, ...]]:
+        asked.release()
+        is_over.wait()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    try:
+        # When
+        with pytest.raises(SendingFailed, match="was not resolved within"):
+            outbound.post("https://slow.example/", {}, b"{}", networks=(), timeout_seconds=0.05)
+        assert asked.acquire(timeout=0)
+        # And when as many names as may be are being resolved
+        monkeypatch.setattr(outbound, "_resolving", threading.BoundedSemaphore(1))
+        outbound._resolving.acquire()
+        with pytest.raises(SendingFailed, match="other names are being resolved"):
+            outbound.post("https://slow.example/", {}, b"{}", networks=(), timeout_seconds=0.05)
+        # Then
+        assert not asked.acquire(timeout=0), "it was not asked for"
+    finally:
+        is_over.set()

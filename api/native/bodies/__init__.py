@@ -141,9 +141,8 @@ class QuantizationBody(HeavyBody):
         return Quantization(self.method, self.name or f"{self.model}-{self.method}")
 
 
-AnyJobBody = Annotated[
-    InferenceBody | WarmingBody | BenchmarkBody | QuantizationBody, Field(discriminator="kind", title="Job")
-]
+AnyJob = InferenceBody | WarmingBody | BenchmarkBody | QuantizationBody
+AnyJobBody = Annotated[AnyJob, Field(discriminator="kind", title="Job")]
 
 
 class JobPatch(BaseModel):
