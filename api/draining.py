@@ -1,5 +1,6 @@
 """The end of the API: what is running gets some seconds to finish, then is ended while somebody still hears it. Who has
-not got the beginning of an answer is told to come again; streams end, and their jobs are cancelled.
+not got the beginning of an answer is told to come again; streams end with an error, and their jobs are cancelled.
+Streams that can be read on anywhere end at once.
 """
 
 import asyncio
@@ -9,12 +10,14 @@ import threading
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import error_response
+from core.errors import Interrupted
 
 logger = logging.getLogger(__name__)
 
 FINISH_SECONDS = 8.0
 RETRY_AFTER_SECONDS = 5
 UNAVAILABLE = 503
+REASON = "the server is being stopped; send the request again"
 
 
 class Drain:
@@ -26,6 +29,10 @@ class Drain:
         self._finish_seconds = finish_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._has_begun = threading.Event()
+
+    @property
+    def has_begun(self) -> bool:
+        return self._has_begun.is_set()
 
     def attach(self) -> None:
         """From the event loop that serves."""
@@ -60,6 +67,7 @@ class Draining:
             await self._app(scope, receive, send)
             return
         has_begun = False
+        scope.setdefault("state", {})["drain"] = self._drain
 
         async def noting(message: Message) -> None:
             nonlocal has_begun
@@ -79,6 +87,23 @@ class Draining:
 
 
 async def _come_again(scope: Scope, receive: Receive, send: Send) -> None:
-    response = error_response(UNAVAILABLE, "interrupted", "the server is being stopped; send the request again")
+    response = error_response(UNAVAILABLE, Interrupted.code, REASON)
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     await response(scope, receive, send)
+
+
+def is_draining(scope: Scope) -> bool:
+    """Whether the server was asked to end."""
+    drain = scope.get("state", {}).get("drain")
+    return isinstance(drain, Drain) and drain.has_begun
+
+
+def outlives_drain(scope: Scope) -> bool:
+    """Of a request that was just cancelled: whether that was the end of the drain. If so its task is cancelled no more,
+    so that it can write its last words; the server gives it the rest of its time, and ends it then."""
+    drain = scope.get("state", {}).get("drain")
+    task = asyncio.current_task()
+    if task is None or not isinstance(drain, Drain) or not drain.is_over:
+        return False
+    task.uncancel()
+    return True

@@ -8,7 +8,7 @@ with `Last-Event-ID` hears what is new since then, from any API process.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.access.scopes import READ
 from api.context import Context, Ctx, Tenant
+from api.draining import is_draining
 from api.native.objects import Job, described
 from core.errors import NotFound, Overloaded, Unavailable
 from core.job import TERMINAL_JOB_STATES, JobState
@@ -77,15 +78,18 @@ async def follow_job(
         )
     await run_in_threadpool(_look, context, tenant, job_id)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    events = _events(context, tenant, job_id, Mark.parse(last_event_id))
+    events = _events(context, tenant, job_id, Mark.parse(last_event_id), lambda: is_draining(request.scope))
     return StreamingResponse(events, media_type=EVENT_STREAM, headers=headers)
 
 
-async def _events(context: Context, tenant: str, job_id: str, mark: Mark) -> AsyncIterator[bytes]:
+async def _events(
+    context: Context, tenant: str, job_id: str, mark: Mark, is_stopping: Callable[[], bool]
+) -> AsyncIterator[bytes]:
+    """Ends early when the server stops: the client reads on with the next one."""
     _streams[tenant] += 1
     try:
         began = told_at = time.monotonic()
-        while time.monotonic() - began < STREAM_SECONDS:
+        while time.monotonic() - began < STREAM_SECONDS and not is_stopping():
             try:
                 job, states = await run_in_threadpool(_look, context, tenant, job_id)
             except NotFound:  # removed meanwhile

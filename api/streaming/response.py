@@ -5,6 +5,7 @@ takes long, or in the middle, the error is an event. A client that reads slowly 
 bounded, and what it has lost by then comes from the whole answer.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -18,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.access.visit import note_failure
 from api.context import Context
+from api.draining import REASON, outlives_drain
 from api.errors import SERVER_ERROR, error_response, millrace_error
 from api.streaming.following import Ended, Grown, Interruption, Silence, Told, follow
 from api.streaming.leaving import unless_left
@@ -83,9 +85,20 @@ class AnswerStream(Response):
             await unless_left(receive, lambda: self._tell_in_time(scope, receive, send))
         except OSError:
             logger.debug("job %s: the client closed the connection", self._job.public_id)
+        except asyncio.CancelledError:
+            if not self._has_started or self._has_ended or not outlives_drain(scope):
+                raise
+            await self._cut_off(scope, receive, send)
         finally:
             if not self._has_ended:
                 await unless_away(self._ending.left)
+
+    async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The server stops before the answer has ended."""
+        try:
+            await self._refuse(millrace_error(Request(scope), Interrupted(REASON)), scope, receive, send)
+        finally:
+            await unless_away(self._ending.left)
 
     async def _tell_in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         seconds = self._context.settings.online_timeout_seconds

@@ -3,6 +3,7 @@
 Relay and database are followed as for any online job; `core.openai.responses.events` says what is told.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -16,11 +17,12 @@ from starlette.types import Receive, Scope, Send
 
 from api.access.visit import note_failure
 from api.context import Context
+from api.draining import REASON, outlives_drain
 from api.openai.responses.running import beginning, look, response_object
 from api.streaming.following import Ended, Grown, Interruption, Told, follow
 from api.streaming.leaving import unless_left
 from api.streaming.response import HEADERS, KEEP_ALIVE, KEEP_ALIVE_SECONDS, unless_away
-from core.errors import MillraceError
+from core.errors import Interrupted, MillraceError
 from core.openai.responses.events import Event, EventWriter
 from db.responses import StoredResponse
 from tasks.relay import Piece
@@ -95,6 +97,10 @@ class ResponseStream(Response):
             await unless_left(receive, lambda: self._tell_or_refuse(scope, send))
         except OSError:
             logger.debug("response %s: the client closed the connection", self._found.row.id)
+        except asyncio.CancelledError:
+            if self._has_ended or not outlives_drain(scope):
+                raise
+            await _write(send, self._teller.fail(Interrupted.code, REASON), is_last=True)
         finally:
             if not self._has_ended:
                 await unless_away(self._left)
