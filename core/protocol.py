@@ -252,15 +252,26 @@ class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
     timing: Timing
 
 
+class Spent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a request had used when it ended without an answer. prompt_tokens: those that were computed or known, of
+    which cached_tokens were known.  device_seconds: as of `Timing`."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    device_seconds: float = 0.0
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """code: one of core.errors (`invalid_request`, `context_length_exceeded`, `model_failure`, `overloaded`,
     `interrupted` by the engine's own end), `cancelled`, `deadline_exceeded`, `model_not_loaded`, `model_not_found` or
-    `model_unloaded`. is_retryable: another try later may succeed."""
+    `model_unloaded`. is_retryable: another try later may succeed. spent: where it had begun."""
 
     id: str
     code: str
     message: str
     is_retryable: bool = False
+    spent: Spent | None = None
 
 
 class ModelStatus(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import msgspec
 
 from core.errors import ConfigurationError, MillraceError
-from core.protocol import ANYTHING, Delta, Embed, Embedded, Finished, Generate, Timing, Usage
+from core.protocol import ANYTHING, Delta, Embed, Embedded, Finished, Generate, Spent, Timing, Usage
 from engine.runtime import Arrival, Gauges, Key, Reply, check_prompt, failed
 from engine.sampling.limits import check_sampling
 
@@ -88,8 +88,12 @@ class NullModel:
             due = arrival.arrived_seconds + self._delay_seconds * piece / NUM_DELTAS
             heapq.heappush(self._due, (due, next(self._order), piece, arrival))
 
-    def cancel(self, key: Key) -> None:
-        self._waiting.pop(key, None)
+    def cancel(self, key: Key) -> Spent | None:
+        arrival = self._waiting.pop(key, None)
+        if arrival is None or not isinstance(arrival.request, Generate):
+            return None
+        has_spoken = self._clock() >= arrival.arrived_seconds + self._delay_seconds / NUM_DELTAS
+        return Spent(_count_words(arrival.request), int(arrival.request.stream and has_spoken))
 
     def hold_bulk(self, is_held: bool) -> None:
         """Nothing: it warms nobody."""

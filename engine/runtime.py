@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from core.errors import InvalidRequest, MillraceError
-from core.protocol import Delta, Embed, Failed, Generate, Outcome
+from core.protocol import Delta, Embed, Failed, Generate, Outcome, Spent
 from engine.generation.meter import StepTotals
 
 Key = tuple[bytes, str]  # a client's identity and the id of its request
@@ -81,8 +81,9 @@ class Runtime(Protocol):
     def submit(self, arrival: Arrival) -> None:
         """Raises a MillraceError where the request is refused; nothing is left of it then."""
 
-    def cancel(self, key: Key) -> None:
-        """Forget a request; there is no reply to it. Unknown keys are none of its concern."""
+    def cancel(self, key: Key) -> Spent | None:
+        """Forget a request; there is no reply to it. What it has used, where it had begun. Unknown keys are none of its
+        concern."""
 
     def hold_bulk(self, is_held: bool) -> None:
         """While held, no request below ONLINE_PRIORITY begins; those that have begun go on."""
@@ -108,5 +109,5 @@ def check_prompt(request: Generate) -> None:
         raise InvalidRequest(f"{given[0]}: expected a prompt, got an empty one", param=given[0])
 
 
-def failed(key: Key, error: MillraceError) -> Reply:
-    return Reply(key, Failed(key[1], error.code, error.message, error.is_retryable))
+def failed(key: Key, error: MillraceError, spent: Spent | None = None) -> Reply:
+    return Reply(key, Failed(key[1], error.code, error.message, error.is_retryable, spent))

@@ -30,6 +30,7 @@ from core.protocol import (
     Generate,
     Hello,
     Load,
+    Spent,
     Unload,
 )
 from engine.link import ClientLost, LinkBroken, Received
@@ -312,16 +313,14 @@ class Service:
 
     def _end_all(self, keys: Iterable[Key], error: MillraceError) -> None:
         for key in keys:
-            self._withdraw(key)
-            self._say(failed(key, error))
+            self._say(failed(key, error, self._withdraw(key)))
 
-    def _withdraw(self, key: Key) -> None:
-        """Take a request back from wherever it is."""
+    def _withdraw(self, key: Key) -> Spent | None:
+        """Take a request back from wherever it is. What it has used, where it had begun."""
         model, is_handed = self._live[key], key in self._handed
         self._forget(key)
         model.intake.remove(key)
-        if is_handed and model.runtime is not None:
-            model.runtime.cancel(key)
+        return model.runtime.cancel(key) if is_handed and model.runtime is not None else None
 
     def _forget(self, key: Key) -> None:
         del self._live[key]

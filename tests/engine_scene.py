@@ -13,6 +13,7 @@ from core.protocol import (
     Finished,
     Generate,
     Hello,
+    Spent,
     Timing,
     Usage,
 )
@@ -52,8 +53,9 @@ class Stepper:
         self.journal.append(f"{self.name} takes {arrival.request.id}")
         self.steps_left[arrival.key] = 3
 
-    def cancel(self, key: Key) -> None:
-        self.steps_left.pop(key, None)
+    def cancel(self, key: Key) -> Spent | None:
+        is_known = self.steps_left.pop(key, None) is not None
+        return Spent(prompt_tokens=1) if is_known else None
 
     def hold_bulk(self, is_held: bool) -> None:
         self.is_bulk_held = is_held
@@ -137,6 +139,10 @@ class Scene:
 
     def failures(self, client: bytes = b"c") -> dict[str, str]:
         return {message.id: message.code for message in self.sent.get(client, []) if isinstance(message, Failed)}
+
+    def spent(self, client: bytes = b"c") -> dict[str, Spent]:
+        failures = (message for message in self.sent.get(client, []) if isinstance(message, Failed))
+        return {message.id: message.spent for message in failures if message.spent is not None}
 
     def finished(self, client: bytes = b"c") -> list[str]:
         return [message.id for message in self.sent.get(client, []) if isinstance(message, Finished)]

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 from uuid import uuid4
 
@@ -54,11 +55,20 @@ LOOK_SECONDS = 0.2  # whether a shutdown has begun
 ENGINE_LOST = "engine_lost"
 ENGINE_OUTDATED = "engine_outdated"
 INTERRUPTED = "interrupted"
+CANCELLED = "cancelled"
 _NOT_ENCODABLE = (OverflowError, RecursionError, TypeError, ValueError)
 
 Answer = Begun | Delta | Outcome
 Request = Generate | Embed
 Sink = Callable[[Answer], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Withdrawal:
+    request_id: str
+
+
+_Command = Sequence[Request | Load | _Withdrawal | str]
 
 
 class EngineClient:
@@ -76,7 +86,7 @@ class EngineClient:
         self._endpoint = endpoint
         self._identity = f"{name}-{uuid4().hex[:12]}".encode()
         self._clock = clock
-        self._commands: SimpleQueue[Sequence[Request | Load | str] | None] = SimpleQueue()
+        self._commands: SimpleQueue[_Command | None] = SimpleQueue()
         self._sinks: dict[str, Sink] = {}
         self._waiting: deque[Request] = deque()
         self._in_flight: dict[str, float] = {}  # by id, when it was sent, or confirmed last
@@ -135,11 +145,15 @@ class EngineClient:
             self._sinks.pop(request_id, None)
         self._command(list(ids))
 
+    def withdraw(self, ids: Sequence[str]) -> None:
+        """As `cancel`, but each gets its outcome: as a rule a `Failed`, which says what it had used by then."""
+        self._command([_Withdrawal(request_id) for request_id in ids])
+
     def load(self, model: str) -> None:
         """Asks the engine to try again with a model that could not be loaded; it decides when."""
         self._command([Load(model)])
 
-    def _command(self, command: Sequence[Request | Load | str] | None) -> None:
+    def _command(self, command: _Command | None) -> None:
         self._commands.put(command)
         os.write(self._wake_writer, b"x")
 
@@ -201,13 +215,22 @@ class EngineClient:
                 self._take_command(item)
         return True
 
-    def _take_command(self, item: Request | Load | str) -> None:
+    def _take_command(self, item: Request | Load | _Withdrawal | str) -> None:
         if isinstance(item, Generate | Embed):
             self._waiting.append(item)
         elif isinstance(item, Load):
             self._loading.add(item)
-        elif item in self._in_flight:
+        elif isinstance(item, _Withdrawal):
+            self._withdraw(item.request_id)
+        elif isinstance(item, str) and item in self._in_flight:
             self._cancelling.append(item)
+
+    def _withdraw(self, request_id: str) -> None:
+        """One that was not sent yet has used nothing."""
+        if request_id in self._in_flight:
+            self._cancelling.append(request_id)
+        elif (sink := self._sinks.pop(request_id, None)) is not None:
+            sink(Failed(request_id, CANCELLED, "it was withdrawn before it was sent"))
 
     def _receive(self, socket: "zmq.Socket[bytes]") -> None:
         while True:

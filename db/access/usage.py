@@ -5,12 +5,14 @@ both.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
+
+from core.protocol import Spent
 
 GROUPS = ("tenant", "key", "model", "day")
 
@@ -41,6 +43,38 @@ class Usage:
     completion_tokens: int
     device_seconds: float
 
+
+@dataclass(slots=True)
+class Used:
+    """By requests that ended without an outcome, or are none of inference."""
+
+    num_requests: int = 0
+    num_failed: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    device_seconds: float = 0.0
+
+    def add_request(self, spent: Spent | None) -> None:
+        """None is one that had not begun."""
+        if spent is not None:
+            self.num_requests += 1
+            self.add(spent)
+
+    def add(self, spent: Spent) -> None:
+        self.prompt_tokens += spent.prompt_tokens
+        self.cached_tokens += spent.cached_tokens
+        self.completion_tokens += spent.completion_tokens
+        self.device_seconds += spent.device_seconds
+
+
+_NOTE = text("""
+INSERT INTO usage_entries (tenant, key_id, model, num_requests, num_failed, prompt_tokens, cached_tokens,
+    completion_tokens, device_seconds)
+SELECT tenant, coalesce(key_id, 0), model, :num_requests, :num_failed, :prompt_tokens, :cached_tokens,
+    :completion_tokens, :device_seconds
+FROM jobs WHERE id = :job_id AND model IS NOT NULL
+""")
 
 _SUMS = """sum(num_requests) AS num_requests, sum(num_failed) AS num_failed, sum(prompt_tokens) AS prompt_tokens,
     sum(cached_tokens) AS cached_tokens, sum(completion_tokens) AS completion_tokens,
@@ -87,6 +121,14 @@ _COLUMNS = {
     "day": "day",
 }
 _TYPES = {"tenant": "text", "key": "text", "model": "text", "day": "date"}
+
+
+def note(session: Session, job_id: int, used: Used) -> None:
+    """For what has no outcome that would tell it: in the transaction that gives its chunk back or ends its job, so that
+    it counts once."""
+    values = asdict(used)
+    if any(values.values()):
+        session.execute(_NOTE, {"job_id": job_id, **values})
 
 
 def fold(session: Session, *, limit: int) -> int:

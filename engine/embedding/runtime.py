@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import ContextLengthExceeded, InvalidRequest, MillraceError, ModelFailure
-from core.protocol import EMBEDDER, ONLINE_PRIORITY, Embed, Embedded, Timing, Usage
+from core.protocol import EMBEDDER, ONLINE_PRIORITY, Embed, Embedded, Spent, Timing, Usage
 from engine.embedding.pile import Input, Pile
 from engine.generation.flights import DeviceLost
 from engine.generation.meter import StepMeter
@@ -63,6 +63,7 @@ class _Request:
     embeddings: list[bytes | None]
     num_missing: int
     started_seconds: float = 0.0
+    device_seconds: float = 0.0
 
 
 class EmbeddingRuntime:
@@ -107,11 +108,16 @@ class EmbeddingRuntime:
         for place, token_ids in enumerate(inputs):
             self._pile.add((arrival.key, place), token_ids, request.priority)
 
-    def cancel(self, key: Key) -> None:
+    def cancel(self, key: Key) -> Spent | None:
         request = self._requests.pop(key, None)
-        if request is not None:
-            for place, token_ids in enumerate(request.inputs):
-                self._pile.remove((key, place), token_ids)
+        if request is None:
+            return None
+        for place, token_ids in enumerate(request.inputs):
+            self._pile.remove((key, place), token_ids)
+        pairs = zip(request.inputs, request.embeddings, strict=True)
+        num_tokens = sum(len(token_ids) for token_ids, embedding in pairs if embedding is not None)
+        is_begun = request.started_seconds > 0.0
+        return Spent(prompt_tokens=num_tokens, device_seconds=request.device_seconds) if is_begun else None
 
     def hold_bulk(self, is_held: bool) -> None:
         """Requests whose inputs are not all computed pause as well."""
@@ -127,7 +133,9 @@ class EmbeddingRuntime:
         started = self._clock()
         batch = self._pile.take(self._max_tokens, self._limits.max_inputs)
         self._stamp(batch, started)
-        replies = [reply for waiting, outcome in self._compute(batch) for reply in self._settle(waiting, outcome)]
+        computed = self._compute(batch)
+        self._charge(batch, self._clock() - started)
+        replies = [reply for waiting, outcome in computed for reply in self._settle(waiting, outcome)]
         self._num_good_steps += 1
         if self._num_good_steps % STEPS_UNTIL_RETRY == 0:
             self._max_tokens = min(self._limits.max_tokens, 2 * self._max_tokens)
@@ -194,6 +202,14 @@ class EmbeddingRuntime:
                 if (request := self._requests[key]).started_seconds == 0.0:
                     request.started_seconds = now
 
+    def _charge(self, batch: list[Input], seconds: float) -> None:
+        """Shares the time of a step by tokens, and that of an input between those who wait for it."""
+        num_tokens = sum(waiting.num_tokens for waiting in batch)
+        for waiting in batch:
+            share = seconds * waiting.num_tokens / num_tokens / len(waiting.waiters)
+            for key, _ in waiting.waiters:
+                self._requests[key].device_seconds += share
+
     def _compute(self, batch: list[Input]) -> list[tuple[Input, npt.NDArray[np.float32] | ModelFailure]]:
         try:
             rows = self._encoder.embed([waiting.token_ids for waiting in batch])
@@ -231,12 +247,11 @@ class EmbeddingRuntime:
         arrived, now = request.arrival.arrived_seconds, self._clock()
         embeddings = [embedding for embedding in request.embeddings if embedding is not None]
         usage = Usage(sum(map(len, request.inputs)), 0)
-        timing = Timing(request.started_seconds - arrived, now - arrived, now - arrived)
+        timing = Timing(request.started_seconds - arrived, now - arrived, now - arrived, request.device_seconds)
         return Reply(key, Embedded(key[1], embeddings, usage, timing))
 
     def _fail(self, key: Key, error: MillraceError) -> Reply:
-        self.cancel(key)
-        return failed(key, error)
+        return failed(key, error, self.cancel(key))
 
 
 def _checked(row: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | ModelFailure:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from core.prompts import PromptCodec
-from core.protocol import Finished, Generate, Sampling, Timing, Usage
+from core.protocol import Finished, Generate, Sampling, Spent, Timing, Usage
 from engine.generation.choice import AnswerChoice
 from engine.generation.sequence import Sequence
 from engine.runtime import Arrival, Key, Reply, check_prompt
@@ -106,6 +106,20 @@ class Answers:
         answer = self._open.pop(key, None)
         return [] if answer is None else [c.sequence for c in answer.choices if c.finish_reason is None]
 
+    def spent(self, key: Key) -> Spent | None:
+        """What an open request has used so far; None where it has not begun."""
+        answer = self._open.get(key)
+        if answer is None or answer.prefill_seconds == 0.0:
+            return None
+        sequences = [choice.sequence for choice in answer.choices]
+        prompt_tokens = max(map(_num_prefilled, sequences))
+        return Spent(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=sum(sequence.num_answer_tokens for sequence in sequences),
+            cached_tokens=min(prompt_tokens, sequences[0].num_reused_tokens),
+            device_seconds=sum(sequence.device_seconds for sequence in sequences),
+        )
+
     def prefill_begins(self, sequences: Iterable[Sequence]) -> None:
         now = self._clock()
         for sequence in sequences:
@@ -180,3 +194,9 @@ class Answers:
             total_seconds=self._clock() - start,
             device_seconds=sum(choice.sequence.device_seconds for choice in answer.choices),
         )
+
+
+def _num_prefilled(sequence: Sequence) -> int:
+    """Prompt tokens that were computed or known; one that gave its place away had more than it has."""
+    most = sequence.num_prompt_tokens
+    return most if sequence.num_answer_tokens else min(most, sequence.num_cached_tokens)

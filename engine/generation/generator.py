@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from core.errors import MillraceError, Overloaded
-from core.protocol import GENERATOR
+from core.protocol import GENERATOR, Spent
 from engine.generation.answers import Answers, ModelFacts
 from engine.generation.execution import Sampled, StepRunner
 from engine.generation.flights import FailedLate, Flights
@@ -70,9 +70,11 @@ class Generator:
             if not self._compiling.add(sequence):
                 self._scheduler.add(sequence)
 
-    def cancel(self, key: Key) -> None:
+    def cancel(self, key: Key) -> Spent | None:
+        spent = self._answers.spent(key)
         for sequence in self._answers.close(key):
             self._end(sequence)
+        return spent
 
     def hold_bulk(self, is_held: bool) -> None:
         self._scheduler.is_bulk_held = is_held
@@ -184,22 +186,21 @@ class Generator:
         return replies
 
     def _fail(self, sequence: Sequence, error: MillraceError) -> list[Reply]:
-        is_alive = self._runner.is_device_alive()
+        is_alive, spent = self._runner.is_device_alive(), self._answers.spent(sequence.key)
         for one in self._answers.close(sequence.key):
             one.is_spoiled = True  # another answer to the same prompt may have failed with it
             if one.slot is not None and is_alive:
                 self._runner.wipe(one)
             self._end(one)
-        return [failed(sequence.key, error)]
+        return [failed(sequence.key, error, spent)]
 
     def _fail_running(self) -> list[Reply]:
         keys = list(dict.fromkeys(sequence.key for sequence in self._scheduler.running))
-        for key in keys:
-            self.cancel(key)
+        spent = {key: self.cancel(key) for key in keys}
         self._pool.forget()
         self._runner.drop_kv()
         error = Overloaded("the engine ran out of memory for K/V; try again, with fewer slots or a shorter context")
-        return [failed(key, error) for key in keys]
+        return [failed(key, error, spent[key]) for key in keys]
 
     def _start_over(self) -> None:
         """Nobody knows which K/V are right: prefill all again."""

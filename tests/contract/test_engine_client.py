@@ -106,6 +106,18 @@ def test_a_cancelled_request_frees_its_credit_and_is_heard_of_no_more(client: En
     assert stuck.empty()
 
 
+def test_requests_that_are_withdrawn_are_heard_of_once_more(client: EngineClient) -> None:
+    # Given all credits taken, and one that waits for its own
+    answers: SimpleQueue[Answer] = SimpleQueue()
+    asked = requests(CREDITS + 1, "never")
+    client.submit(asked, answers.put)
+    # When
+    client.withdraw([request.id for request in asked])
+    # Then
+    heard = [answer for answer in take(answers, CREDITS + 1) if isinstance(answer, Failed)]
+    assert {answer.id: answer.code for answer in heard} == {request.id: "cancelled" for request in asked}
+
+
 def test_requests_in_flight_fail_as_lost_when_the_engine_is_restarted(engine: Engine, client: EngineClient) -> None:
     # Given
     answers: SimpleQueue[Answer] = SimpleQueue()

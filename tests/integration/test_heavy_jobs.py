@@ -13,8 +13,9 @@ from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from api.app import create_api
-from core.errors import Interrupted, ModelFailure, Unavailable
+from core.errors import Interrupted, MillraceError, ModelFailure, Unavailable
 from core.job import JobKind
+from core.protocol import Spent
 from db.native.heavy import Claimant
 from db.tables import ArtifactRow
 from tasks import heavy as heavy_tasks
@@ -61,6 +62,10 @@ class Node:
     def job(self, job: str) -> Json:
         shown: Json = self.client.get(f"/api/v1/jobs/{job}").json()
         return shown
+
+    def used(self) -> list[Json]:
+        lines: list[Json] = self.client.get("/api/v1/usage").json()["data"]
+        return lines
 
     def run_in_background(self) -> threading.Thread:
         thread = threading.Thread(target=run_heavy, args=("hint",))
@@ -109,6 +114,8 @@ def test_a_benchmark_reports_rates_and_percentiles(node: Node) -> None:
     assert (result["prompt_tokens"], result["completion_tokens"], result["device"]) == (320, 20, "cpu")
     assert result["completion_tokens_per_second"] > 0
     assert set(result["ttft_seconds"]) == {"p50", "p95", "p99"}
+    (used,) = node.used()
+    assert (used["num_requests"], used["prompt_tokens"], used["completion_tokens"]) == (1, 320, 20)
 
 
 def test_a_job_that_runs_shows_its_progress_and_can_be_cancelled(node: Node) -> None:
@@ -219,6 +226,36 @@ def test_a_job_whose_workers_died_is_given_up_before_it_is_tried(node: Node) -> 
     shown = node.job(job)
     assert shown["state"] == "failed"
     assert "died 3 times" in str(shown["errors"])
+
+
+class Computing:
+    """Takes the device for two seconds, and then ends as it is told."""
+
+    def __init__(self, error: MillraceError | None) -> None:
+        self._error = error
+
+    def __call__(self, task: Task, talk: Talk) -> Result:
+        talk.spend(Spent(device_seconds=2.0))
+        if self._error is not None:
+            raise self._error
+        return Result({})
+
+
+@pytest.mark.parametrize(
+    ("error", "requests"),
+    [(None, (1, 0)), (ModelFailure("broken"), (1, 1)), (Unavailable("away"), (0, 0))],
+    ids=["done", "failed", "handed back"],
+)
+def test_the_device_that_a_job_had_is_accounted_however_it_ends(
+    node: Node, error: MillraceError | None, requests: tuple[int, int]
+) -> None:
+    # Given
+    node.works[JobKind.WARMING] = Computing(error)
+    # When
+    run_heavy(node.submit(kind="warming"))
+    # Then
+    (used,) = node.used()
+    assert (used["num_requests"], used["num_failed"], used["device_seconds"]) == (*requests, 2.0)
 
 
 @dataclass

@@ -30,6 +30,8 @@ from core.protocol import (
     Hello,
 )
 from db import chunks, online
+from db.access import usage
+from db.access.usage import Used
 from db.chunks import Crash, Lease, Outcome, Request, Retry
 from db.connection import Database
 from tasks.relay import End
@@ -42,6 +44,7 @@ from workers.engine_client import ENGINE_LOST, Answer, EngineClient
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5
+WITHDRAWAL_SECONDS = 1.0
 SHRINK_PER_CRASH = 8  # as many of the suspects run at once as the crash had in flight, divided by this
 
 
@@ -106,6 +109,7 @@ class Execution:
         self._crash: Crash | None = None
         self._crash_width = lease.crash_width
         self._num_cleared = 0
+        self._spent = Used()
         self._begun: set[int] = set()  # of those that run alone
         self._must_hand_back = False
         self._engine_seen_at = time.monotonic()
@@ -305,18 +309,21 @@ class Execution:
 
     def _end(self) -> bool:
         """Writes what is finished and gives the rest back. True when nobody has to run the chunk again."""
+        if self._is_stopping and not self._is_done:
+            self._withdraw()
         if self._unwritten() and not self._is_done:
             self._write()
         if self._is_done:
             return True
         self._deltas.interrupt()
-        num_unfinished = len(self._todo) + len(self._in_flight)
+        num_unfinished = len(self._todo) + len(self._in_flight) + self._spent.num_requests
         waits_for_retries = not num_unfinished and not self._must_hand_back and not self._is_stopping
         with self._database.begin() as session:
             if waits_for_retries:
                 chunks.delay(session, self._lease)
             else:
                 chunks.hand_back(session, self._lease, self._crash, crash_width=self._crash_width)
+                usage.note(session, self._lease.job_id, self._spent)
         logger.info(
             "chunk %d of job %s %s with %d requests unfinished",
             self._lease.chunk_index,
@@ -326,3 +333,19 @@ class Execution:
             extra={"event": "chunk.handed_back", "job": self._lease.job_public_id},
         )
         return self._is_stopping
+
+    def _withdraw(self) -> None:
+        """What nobody wants any more has used the device all the same, and the engine says how much. One that is slow
+        to say so is not waited for."""
+        self._engine.withdraw(list(self._in_flight))
+        ends_at = time.monotonic() + WITHDRAWAL_SECONDS
+        while self._in_flight and (left := ends_at - time.monotonic()) > 0:
+            try:
+                answer = self._answers.get(timeout=left)
+            except Empty:
+                return
+            if isinstance(answer, Failed):
+                del self._in_flight[answer.id]
+                self._spent.add_request(answer.spent)
+            else:
+                self._take(answer)

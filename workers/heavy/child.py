@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import IO
@@ -14,6 +15,7 @@ import msgspec
 
 from core.errors import ModelFailure, Unavailable
 from core.lifeline import PARENT_VARIABLE
+from core.protocol import Spent
 from workers.heavy.work import Talk
 
 LOOK_SECONDS = 0.1
@@ -22,16 +24,19 @@ TAIL_CHARACTERS = 2000
 
 
 def run_engine_job(arguments: Sequence[str], talk: Talk) -> dict[str, object]:
-    """What the child said at its end. Call it on a thread that lives as long as the child. Raises Interrupted when it
-    was told to stop, ModelFailure when the child failed, Unavailable when something killed it."""
+    """What the child said at its end; the device is its own as long as it lives. Call it on a thread that lives as long
+    as the child. Raises Interrupted when it was told to stop, ModelFailure when the child failed, Unavailable when
+    something killed it."""
     command = [sys.executable, "-P", "-m", "engine.jobs", *arguments]
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+    began = time.monotonic()
     with tempfile.TemporaryFile("w+") as log:
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as child:
             try:
                 done = _listen(child, talk)
             finally:
                 _end(child)
+                talk.spend(Spent(device_seconds=time.monotonic() - began))
         log.seek(0)
         return _concluded(child.returncode, done, log.read()[-TAIL_CHARACTERS:].strip())
 

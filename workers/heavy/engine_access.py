@@ -1,12 +1,13 @@
 """The engine of this worker's device, for the length of one heavy job: connecting, waiting for a model, and asking."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from core.errors import ModelFailure, Unavailable
-from core.protocol import MODEL_FAILED, MODEL_READY, Failed, Generate, Hello, ModelStatus
+from core.protocol import MODEL_FAILED, MODEL_READY, Failed, Finished, Generate, Hello, ModelStatus, Spent
 from workers.engine_client import Answer, EngineClient
 from workers.heavy.work import Talk
 
@@ -47,14 +48,17 @@ class EngineSession:
         return hello
 
     def load(self, model: str, talk: Talk) -> ModelStatus:
-        """Waits until the model is in memory. Raises ModelFailure when it cannot be, Unavailable, Interrupted."""
+        """Waits until the model is in memory; the device is taken to load it meanwhile. Raises ModelFailure when it
+        cannot be, Unavailable, Interrupted."""
         self.hello(talk)
-        has_asked = False
+        has_asked, began = False, time.monotonic()
         while True:
             status = next((one for one in self.hello(talk).models if one.name == model), None)
             if status is None:
                 raise ModelFailure(f"the engine of this device does not serve {model!r}")
             if status.state == MODEL_READY:
+                if has_asked:
+                    talk.spend(Spent(device_seconds=time.monotonic() - began))
                 return status
             if status.state == MODEL_FAILED and has_asked:
                 raise ModelFailure(f"{model} cannot be loaded: {status.error}")
@@ -78,5 +82,13 @@ class EngineSession:
                 continue
             if isinstance(answer, Failed):
                 kind = Unavailable if answer.is_retryable else ModelFailure
+                talk.spend(answer.spent or Spent())
                 raise kind(f"a request of the job failed ({answer.code}): {answer.message}")
+            if isinstance(answer, Finished):
+                talk.spend(_spent(answer))
             return answer
+
+
+def _spent(answer: Finished) -> Spent:
+    usage = answer.usage
+    return Spent(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, answer.timing.device_seconds)

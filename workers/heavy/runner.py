@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import msgspec
+from sqlalchemy.orm import Session
 
 from core.errors import LeaseLost, MillraceError, ModelFailure, Unavailable
 from core.job import JobKind
 from db import chunks
+from db.access import usage
+from db.access.usage import Used
 from db.chunks import Crash
 from db.connection import Database
 from db.native import heavy
@@ -140,6 +143,7 @@ class _Execution:
         """A result that cannot be kept will not be kept the next time either: the job fails."""
         try:
             with self._database.begin() as session:
+                self._note(session, num_requests=1)
                 return heavy.succeed(session, self._lease, document, result.artifact)
         except MillraceError as error:
             if error.is_retryable or isinstance(error, LeaseLost):
@@ -149,11 +153,19 @@ class _Execution:
 
     def _fail(self, code: str, message: str) -> bool:
         with self._database.begin() as session:
+            self._note(session, num_requests=1, num_failed=1)
             return heavy.fail(session, self._lease, code, message)
 
     def _hand_back(self, crash: Crash | None) -> None:
         with self._database.begin() as session:
             chunks.hand_back(session, self._lease, crash)
+            self._note(session)
+
+    def _note(self, session: Session, *, num_requests: int = 0, num_failed: int = 0) -> None:
+        """What this attempt has used counts, however it ended; the job itself counts as a request when it has ended."""
+        used = Used(num_requests, num_failed)
+        used.add(self._talk.spent)
+        usage.note(session, self._lease.job_id, used)
 
     def _patiently(self, action: Callable[[], _T]) -> _T:
         """Waits for a database that is away: the result is worth more than the wait. Raises Unavailable at shutdown."""

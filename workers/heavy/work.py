@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from core.errors import Interrupted
+from core.protocol import Spent
 from db.tables import ArtifactRow
 
 
@@ -23,16 +24,26 @@ class Task:
 @dataclass(slots=True)
 class Talk:
     """Between a work and its keeper. Each attribute is written by one of them: `stop` by the keeper, the others by the
-    work."""
+    work. spent: of tokens and of the device, until now."""
 
     stop: threading.Event = field(default_factory=threading.Event)
     fraction: float = 0.0
     message: str = "started"
+    spent: Spent = field(default_factory=Spent)
 
     def report(self, fraction: float, message: str) -> None:
         """Raises Interrupted when the work is to stop."""
         self.fraction, self.message = fraction, message
         self.check()
+
+    def spend(self, more: Spent) -> None:
+        spent = self.spent
+        self.spent = Spent(
+            spent.prompt_tokens + more.prompt_tokens,
+            spent.completion_tokens + more.completion_tokens,
+            spent.cached_tokens + more.cached_tokens,
+            spent.device_seconds + more.device_seconds,
+        )
 
     def check(self) -> None:
         """Raises Interrupted when the work is to stop."""

@@ -3,7 +3,7 @@
 import pytest
 
 from core.errors import EngineLost
-from core.protocol import Cancel, Confirm, Embed, Failed, Load, Unload
+from core.protocol import Cancel, Confirm, Embed, Failed, Load, Spent, Unload
 from engine.link import ClientLost, LinkBroken
 from engine.service import Stop
 from tests.engine_scene import LIMIT_CELSIUS, Scene, Stepper, ask
@@ -74,6 +74,7 @@ def test_cancel_reaches_requests_that_wait_and_requests_that_run() -> None:
     scene.turn(5)
     # the client of an unknown one may still count it as in flight, so it hears the same
     assert scene.failures() == {"0": "cancelled", "4": "cancelled", "unknown": "cancelled"}
+    assert scene.spent() == {"0": Spent(prompt_tokens=1)}, "the others had not begun"
     assert scene.finished() == ["1", "2", "3"]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 from core.errors import ContextLengthExceeded, InvalidRequest
-from core.protocol import Embed, Embedded, Failed, Generate
+from core.protocol import Embed, Embedded, Failed, Generate, Spent
 from engine.embedding.encoder import Encoder
 from engine.embedding.runtime import BatchLimits, EmbeddingRuntime, Encoding
 from engine.generation.flights import DeviceLost
@@ -241,6 +241,40 @@ def test_identical_inputs_are_computed_once() -> None:
     # Then
     assert len(outcomes) == 3
     assert sum(map(len, encoder.batches)) == 2
+
+
+def test_requests_share_the_time_of_their_steps_by_tokens() -> None:
+    # Given a clock that a batch advances by three seconds, and two requests for the same text
+    now = [0.0]
+
+    class SlowEncoder(ArithmeticEncoder):
+        def embed(self, inputs: Sequence[tuple[int, ...]]) -> npt.NDArray[np.float32]:
+            now[0] += 3.0
+            return super().embed(inputs)
+
+    target = EmbeddingRuntime("tiny", SlowEncoder(), BatchLimits(64, 8), clock=lambda: now[0])
+    submit(target, "alone", [text(30)])
+    submit(target, "first", [text(31)])
+    submit(target, "second", [text(31)])
+    # When
+    outcomes = run(target)
+    # Then
+    seconds = {
+        name: outcome.timing.device_seconds for name, outcome in outcomes.items() if isinstance(outcome, Embedded)
+    }
+    assert seconds == {"alone": 1.5, "first": 0.75, "second": 0.75}
+
+
+def test_a_request_that_is_cancelled_half_way_says_what_it_has_used() -> None:
+    # Given one input at a time
+    target = runtime(ArithmeticEncoder(), max_inputs=1)
+    submit(target, "long", [text(30), text(31)])
+    submit(target, "waiting", [text(32)])
+    target.step()
+    # When
+    spent = [target.cancel((b"client", name)) for name in ("long", "waiting")]
+    # Then
+    assert spent == [Spent(prompt_tokens=3), None]
 
 
 def test_batches_shrink_for_good_when_memory_runs_out() -> None:

@@ -132,11 +132,12 @@ def test_a_cancelled_request_says_nothing_more_and_frees_its_slot(harness: Harne
     harness.step()
     harness.submit("waiting", random_prompt(5), greedy(200))
     # When two are cancelled
-    harness.generator.cancel((CLIENT, "running"))
-    harness.generator.cancel((CLIENT, "waiting"))
-    harness.generator.cancel((CLIENT, "unknown"))
+    spent = [harness.generator.cancel((CLIENT, name)) for name in ("running", "waiting", "unknown")]
     harness.run()
     # Then only the third speaks, and it is right
+    assert spent[0] is not None
+    assert (spent[0].prompt_tokens, spent[1:]) == (5, [None, None]), "what had begun says what it has used"
+    assert spent[0].completion_tokens >= 1
     assert set(harness.outcomes) == {"other"}
     assert harness.answer("other") == own_answer(tiny_model("llama", eos_token_id=None), random_prompt(6), 20)
     assert harness.generator.gauges().num_running == 0
