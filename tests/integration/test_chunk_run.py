@@ -18,8 +18,6 @@ from core.job import JobState, ServiceClass
 from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT
 from core.protocol import Failed, Generate
 from db import jobs
-from db.access import usage
-from db.access.usage import UsageFilter
 from db.jobs import NewOnlineRequest
 from tasks.services import ChunkRun
 from tasks.upkeep import reconciler
@@ -382,24 +380,3 @@ def test_an_online_job_that_is_being_stopped_is_not_completed(node: Node) -> Non
     assert run.is_closed
     assert (run.is_completed, run.end) == (False, None)
     assert node.world.job(job.public_id).state == JobState.IN_PROGRESS
-
-
-def test_what_a_stream_had_used_when_its_reader_left_is_accounted(node: Node) -> None:
-    # Given a stream that the engine has, and whose end is an hour away
-    node.start_engine(delay=3600)
-    messages = [{"role": "user", "content": "one two three"}]
-    body = json.dumps({"model": MODEL, "messages": messages, "stream": True})
-    request = NewOnlineRequest(endpoint=CHAT_ENDPOINT, model=MODEL, body=body, expires_after=timedelta(minutes=5))
-    with node.world.database.begin() as session:
-        job = jobs.create_online(session, request)
-    running = InBackground(node.runner(lease_seconds=1.0), ServiceClass.ONLINE)
-    until(lambda: (hello := probe(node.endpoint)) is not None and hello.stats.num_running == 1)
-    # When
-    with node.world.database.begin() as session:
-        jobs.stop(session, job, JobState.CANCELLED)
-    running.result()
-    # Then
-    with node.world.database.begin() as session:
-        (used,) = usage.read(session, UsageFilter(tenant=job.tenant, model=MODEL), group_by=["model"], limit=10)
-    assert (used.num_requests, used.num_failed, used.prompt_tokens, used.completion_tokens) == (1, 0, 3, 0)
-    assert chunk(node.world)[0] == "cancelled"

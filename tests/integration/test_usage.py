@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -10,9 +13,16 @@ from starlette.testclient import TestClient
 
 from api.app import create_api
 from core.errors import LeaseLost
+from core.job import JobState, ServiceClass
+from core.openai.completion import CHAT_ENDPOINT
+from db import jobs
 from db.access import usage
 from db.chunks import Outcome
+from db.jobs import NewOnlineRequest
+from tests.integration.test_chunk_run import InBackground, Node
+from tests.polling import until
 from tests.world import MODEL, World, changed, failure, success
+from workers.engine_client import probe
 
 
 @pytest.fixture
@@ -89,3 +99,26 @@ def test_usage_is_grouped_as_wanted_and_outlives_its_job(client: TestClient, wor
     assert used(client, "?model=other") == []
     assert used(client, "?last_day=2001-01-01") == []
     assert json.loads(client.get("/api/v1/usage?group_by=weather").text)["error"]["code"] == "invalid_request"
+
+
+def test_what_a_stream_had_used_when_its_reader_left_is_accounted(
+    client: TestClient, world: World, tmp_path: Path
+) -> None:
+    # Given a stream that the engine has, and whose end is an hour away
+    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "one two three"}], "stream": True})
+    request = NewOnlineRequest(endpoint=CHAT_ENDPOINT, model=MODEL, body=body, expires_after=timedelta(minutes=5))
+    with world.database.begin() as session:
+        job = jobs.create_online(session, request)
+    with ExitStack() as stack:
+        node = Node(world, stack, f"ipc://{tmp_path}/engine.sock")
+        node.start_engine(delay=3600)
+        running = InBackground(node.runner(lease_seconds=1.0), ServiceClass.ONLINE)
+        until(lambda: (hello := probe(node.endpoint)) is not None and hello.stats.num_running == 1)
+        # When
+        with world.database.begin() as session:
+            jobs.stop(session, job, JobState.CANCELLED)
+        running.result()
+    # Then
+    (line,) = used(client)
+    names = ("num_requests", "num_failed", "prompt_tokens", "completion_tokens")
+    assert [line[name] for name in names] == [1, 0, 3, 0]
