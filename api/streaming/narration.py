@@ -4,13 +4,13 @@ A client that has text of one run must not get the rest from another: what it ha
 says. Until it has some, runs may come and go unseen.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from api.streaming.growing import Growing
 from core.errors import Interrupted
-from core.openai.answer import TextOffsets, chat_logprobs, text_logprobs
+from core.openai.answer import chat_logprobs, text_logprobs
 from core.openai.chunks import (
     ChunkWriter,
     Event,
@@ -20,54 +20,11 @@ from core.openai.chunks import (
     standings_of,
     total_usage,
 )
-from core.openai.message import Message
 from core.openai.progress import Progress
-from core.openai.tool_calls import read_message
-from core.protocol import TokenLogprob
 from db.tables import OutcomeRow
 from tasks.relay import Piece
 
 SUCCESS = 200
-READS_PER_DOUBLING = 32
-
-
-@dataclass(slots=True)
-class _Growing:
-    """A choice as the relay tells it. is_behind: a piece is missing, so the rest has to wait for the whole answer.
-    written: log-probabilities of the first `num_written` tokens, as OpenAI writes them."""
-
-    text: str = ""
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    num_tokens: int = 0
-    prompt_tokens: int = 0
-    tool_format: str = ""
-    is_behind: bool = False
-    written: dict[str, Any] = field(default_factory=dict)
-    num_written: int = 0
-    offsets: TextOffsets = field(default_factory=TextOffsets)
-    _read: Message = field(default_factory=Message)
-    _read_again_at: int = 0
-
-    def add(self, piece: Piece) -> None:
-        """What was told before is left out."""
-        self.is_behind = self.is_behind or piece.offset > len(self.text)
-        if self.is_behind or piece.offset < len(self.text):
-            return
-        self.text += piece.text
-        self.logprobs += piece.logprobs or ()
-        self.num_tokens = piece.num_tokens
-        self.prompt_tokens = piece.prompt_tokens
-        self.tool_format = piece.tool_format
-
-    @property
-    def message(self) -> Message:
-        """Calls are read from the beginning, letter by letter: the longer the text, the less often."""
-        num_letters = len(self.text)
-        may_have_calls = bool(self.tool_format) and "{" in self.text
-        if not may_have_calls or num_letters >= self._read_again_at:
-            self._read = read_message(self.tool_format, self.text, is_end=False)
-            self._read_again_at = num_letters + num_letters // READS_PER_DOUBLING
-        return self._read
 
 
 class Narrator:
@@ -78,7 +35,7 @@ class Narrator:
         self._heading = heading
         self._num_answers = num_answers
         self._writer = ChunkWriter(heading, progress)
-        self._growing = [_Growing() for _ in range(num_requests * num_answers)]
+        self._growing = [Growing() for _ in range(num_requests * num_answers)]
 
     @property
     def has_begun(self) -> bool:
@@ -87,7 +44,7 @@ class Narrator:
 
     def grow(self, pieces: list[Piece]) -> list[Event]:
         """Raises Interrupted where they are of another run than what the client has."""
-        touched: dict[int, _Growing] = {}
+        touched: dict[int, Growing] = {}
         for piece in pieces:
             index = piece.request * self._num_answers + piece.choice
             if piece.attempt < self.progress.attempt or index >= len(self._growing):
@@ -125,14 +82,14 @@ class Narrator:
     def _begin_attempt(self, attempt: int) -> None:
         if self.has_begun:
             raise _interrupted()
-        self._growing = [_Growing() for _ in self._growing]
+        self._growing = [Growing() for _ in self._growing]
         self.progress.attempt = attempt
 
-    def _told(self, index: int, growing: _Growing) -> list[Event]:
+    def _told(self, index: int, growing: Growing) -> list[Event]:
         standing = Standing(growing.message, self._logprobs(growing))
         return list(self._writer.advance(index, standing, self._usage()))
 
-    def _logprobs(self, growing: _Growing) -> dict[str, Any] | None:
+    def _logprobs(self, growing: Growing) -> dict[str, Any] | None:
         if not growing.logprobs:
             return None
         tail = growing.logprobs[growing.num_written :]

@@ -82,15 +82,16 @@ def _chat_token(token: TokenLogprob | TopToken) -> dict[str, Any]:
 
 
 class TextOffsets:
-    """How many characters of an answer are complete before each of its tokens, which come in order."""
+    """How many characters of an answer are complete before each of its tokens, which come in order. length: how many
+    are complete by now."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._length = 0
+        self.length = 0
 
-    def before(self, token: TokenLogprob) -> int:
-        offset = self._length
-        self._length += len(self._decoder.decode(token.bytes))
+    def before(self, token: bytes) -> int:
+        offset = self.length
+        self.length += len(self._decoder.decode(token))
         return offset
 
 
@@ -101,7 +102,7 @@ def text_logprobs(tokens: Sequence[TokenLogprob], offsets: TextOffsets | None = 
         "tokens": [token.text for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": [{top.text: top.logprob for top in token.top} for token in tokens],
-        "text_offset": [offsets.before(token) for token in tokens],
+        "text_offset": [offsets.before(token.bytes) for token in tokens],
     }
 
 

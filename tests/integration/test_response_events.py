@@ -10,6 +10,8 @@ from core.job import JobState, ServiceClass
 from core.webhooks.events import EventType
 from db import chunks, jobs
 from db.chunks import Outcome
+from tasks.messages import FINALIZE_JOB
+from tasks.queues import UPKEEP
 from tasks.upkeep.finalizing import finalize
 from tests.world import MODEL, World
 
@@ -77,3 +79,14 @@ def test_a_background_response_that_ends_is_an_event(
     end(listened, outcome)
     # Then
     assert events(listened) == [(event_type, response.id)]
+
+
+def test_one_that_is_deleted_while_it_waits_is_ended_by_a_message(world: World, official: OpenAI) -> None:
+    # Given
+    response = official.responses.create(model=MODEL, input="hi", background=True)
+    # When
+    official.responses.delete(response.id)
+    # Then
+    (message,) = world.services.redis.lrange(UPKEEP, 0, -1)
+    headers = json.loads(message)["headers"]
+    assert headers["task"] == FINALIZE_JOB

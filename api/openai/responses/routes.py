@@ -1,5 +1,6 @@
 """`/v1/responses`: create (now, in the background, or streamed), show, read on, cancel, delete, list the input."""
 
+import logging
 from typing import Annotated, Any, Literal
 
 from anyio import CancelScope
@@ -19,12 +20,14 @@ from api.openai.responses.streaming import ResponseStream
 from api.streaming.leaving import unless_left
 from api.streaming.narration import first_failure
 from api.streaming.response import failed_response
-from core.errors import InvalidRequest, NotFound
+from core.errors import InvalidRequest, NotFound, Unavailable
 from core.job import TERMINAL_JOB_STATES, JobState
 from core.openai.responses.request import ResponseBody, parse_response_request
 from db import jobs, responses
 from db.responses import StoredResponse
 from db.tables import JobRow
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
 
@@ -117,21 +120,27 @@ def cancel_response(context: Ctx, tenant: Tenant, response_id: str) -> dict[str,
 
 
 def _finalize_if_idle(context: Context, job: JobRow) -> None:
-    """A job that no worker has is ended by the upkeep worker, which the reconciler would tell too."""
+    """A job that no worker has is ended by the upkeep worker; the reconciler tells it too where the broker is away."""
     with context.database.begin() as session:
         progress = jobs.progress(session, [job.id]).get(job.id)
     if progress is None or not progress.num_busy_chunks:
-        context.messages.finalize_job(job.public_id)
+        try:
+            context.messages.finalize_job(job.public_id)
+        except Unavailable as error:
+            logger.warning("job %s waits for the reconciler: %s", job.public_id, error)
 
 
 @router.delete("/{response_id}", summary="Delete a response", dependencies=[SUBMIT])
 def delete_response(context: Ctx, tenant: Tenant, response_id: str) -> dict[str, Any]:
     """One that is being made is given up. What continued it can be continued no more."""
     found = look(context, tenant, response_id)
+    is_running = JobState(found.job.state) not in TERMINAL_JOB_STATES
     with context.database.begin() as session:
-        if JobState(found.job.state) not in TERMINAL_JOB_STATES:
+        if is_running:
             jobs.stop(session, found.job, JobState.CANCELLED)
         responses.remove(session, [response_id])
+    if is_running:
+        _finalize_if_idle(context, found.job)
     return {"id": response_id, "object": "response", "deleted": True}
 
 

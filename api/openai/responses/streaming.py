@@ -20,9 +20,11 @@ from api.context import Context
 from api.draining import REASON, outlives_drain
 from api.openai.responses.running import beginning, look, response_object
 from api.streaming.following import Ended, Grown, Interruption, Told, follow
+from api.streaming.growing import Growing
 from api.streaming.leaving import unless_left
 from api.streaming.response import HEADERS, KEEP_ALIVE, KEEP_ALIVE_SECONDS, unless_away
 from core.errors import Interrupted, MillraceError
+from core.openai.answer import chat_logprobs
 from core.openai.responses.events import Event, EventWriter
 from db.responses import StoredResponse
 from tasks.relay import Piece
@@ -32,14 +34,14 @@ logger = logging.getLogger(__name__)
 INTERRUPTED = "stream_interrupted"
 
 
-class _Teller:
+class Teller:
     """From what is told of a job to events."""
 
     def __init__(self, found: StoredResponse, starting_after: int | None) -> None:
         self._writer = EventWriter(beginning(found.row), starting_after)
-        self._tells_text = not found.row.has_tools  # what looks like text may be a call of a function
+        self._tells_text = True
         self._attempt = 0
-        self._text = ""
+        self._growing = Growing()
 
     def begin(self) -> list[Event]:
         return self._writer.begin()
@@ -51,15 +53,18 @@ class _Teller:
             return []
         for piece in told.pieces:
             self._add(piece)
-        return self._writer.grow(self._text)
+        growing = self._growing
+        tokens = growing.logprobs[growing.num_written :]
+        growing.num_written = len(growing.logprobs)
+        return self._writer.grow(growing.message.content, chat_logprobs(tokens)["content"])
 
     def _add(self, piece: Piece) -> None:
         """A piece of another attempt, or one that is missing, leaves the rest to the whole answer."""
-        if not self._text:
+        if not self._growing.text:
             self._attempt = piece.attempt
-        if piece.attempt == self._attempt and piece.offset == len(self._text):
-            self._text += piece.text
-        elif piece.attempt != self._attempt or piece.offset > len(self._text):
+        if piece.attempt == self._attempt:
+            self._growing.add(piece)
+        if piece.attempt != self._attempt or self._growing.is_behind:
             self._tells_text = False
 
     def end(self, response: dict[str, Any]) -> list[Event]:
@@ -86,7 +91,7 @@ class ResponseStream(Response):
         super().__init__()
         self._context = context
         self._found = found
-        self._teller = _Teller(found, starting_after)
+        self._teller = Teller(found, starting_after)
         self._left = left
         self._keep_alive_seconds = keep_alive_seconds
         self._has_ended = False

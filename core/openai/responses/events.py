@@ -1,13 +1,15 @@
 """The events of a streamed response, a state machine without I/O.
 
 Which events there are and how they are numbered follows from the answer alone, however it arrived: its text is cut into
-deltas of `DELTA_CHARACTERS`. So whoever comes back with the number of the last event that they have gets the rest, no
-matter what the relay still knows. Calls of functions are told when the answer is whole.
+deltas of `DELTA_CHARACTERS`, and a delta has the log-probabilities of the tokens that begin in it. So whoever comes
+back with the number of the last event that they have gets the rest, no matter what the relay still knows. Calls of
+functions are told when the answer is whole, since text may still follow them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from core.openai.answer import TextOffsets
 from core.openai.responses.items import Item, text_item, text_part
 from core.openai.responses.response import Beginning, Status, unfinished
 
@@ -24,6 +26,9 @@ class EventWriter:
         self._starting_after = -1 if starting_after is None else starting_after
         self._number = 0
         self._text = ""  # told, or known to the client
+        self._logprobs: list[tuple[int, Item]] = []  # with the place in the text where the token begins
+        self._offsets = TextOffsets()
+        self._num_told = 0  # of the log-probabilities
 
     def begin(self) -> list[Event]:
         is_background = self._beginning.echo["background"]
@@ -34,9 +39,12 @@ class EventWriter:
         running = unfinished(self._beginning, Status.IN_PROGRESS)
         return self._new([*events, self._event("response.in_progress", response=running)])
 
-    def grow(self, text: str) -> list[Event]:
-        """text: of the answer so far. Ends that are no whole delta wait for the next call."""
-        return self._new(list(self._deltas(text[: len(text) // DELTA_CHARACTERS * DELTA_CHARACTERS])))
+    def grow(self, text: str, logprobs: Sequence[Item] = ()) -> list[Event]:
+        """text: of the answer so far. logprobs: of the tokens behind those of the last call, where asked for. Ends that
+        are no whole delta wait for the next call, and so does text whose tokens are not known."""
+        self._place(logprobs)
+        sure = min(len(text), self._offsets.length) if self._logprobs else len(text)
+        return self._new(list(self._deltas(text[: sure // DELTA_CHARACTERS * DELTA_CHARACTERS])))
 
     def continues(self, text: str) -> bool:
         """Whether what was told is the beginning of it."""
@@ -58,25 +66,37 @@ class EventWriter:
             yield from self._begin_text()
         for start in range(len(self._text), len(text), DELTA_CHARACTERS):
             delta = text[start : start + DELTA_CHARACTERS]
-            yield self._event("response.output_text.delta", **self._place(), delta=delta, logprobs=[])
+            logprobs = self._logprobs_before(start + DELTA_CHARACTERS)
+            yield self._event("response.output_text.delta", **self._address(), delta=delta, logprobs=logprobs)
         self._text = max(self._text, text, key=len)
+
+    def _place(self, logprobs: Sequence[Item]) -> None:
+        self._logprobs += [(self._offsets.before(bytes(one["bytes"])), one) for one in logprobs]
+
+    def _logprobs_before(self, end: int) -> list[Item]:
+        """Of tokens that begin before this place and were not told yet."""
+        start = self._num_told
+        while self._num_told < len(self._logprobs) and self._logprobs[self._num_told][0] < end:
+            self._num_told += 1
+        return [one for _, one in self._logprobs[start : self._num_told]]
 
     def _begin_text(self) -> Iterator[Event]:
         item = text_item(self._name, Status.IN_PROGRESS.value, [])
         yield self._event("response.output_item.added", output_index=0, item=item)
-        yield self._event("response.content_part.added", **self._place(), part=text_part(""))
+        yield self._event("response.content_part.added", **self._address(), part=text_part(""))
 
     def _end_text(self, index: int, item: Item) -> list[Event]:
         part = item["content"][0]
         had_begun = bool(self._text)
+        self._place(part["logprobs"][len(self._logprobs) :])
         events = list(self._deltas(part["text"]))
         if not part["text"] and not had_begun:
             events = list(self._begin_text())
         done = {"text": part["text"], "logprobs": part["logprobs"]}
         return [
             *events,
-            self._event("response.output_text.done", **self._place(), **done),
-            self._event("response.content_part.done", **self._place(), part=part),
+            self._event("response.output_text.done", **self._address(), **done),
+            self._event("response.content_part.done", **self._address(), part=part),
             self._event("response.output_item.done", output_index=index, item=item),
         ]
 
@@ -96,7 +116,7 @@ class EventWriter:
     def _name(self) -> str:
         return self._beginning.id.removeprefix("resp_")
 
-    def _place(self) -> dict[str, Any]:
+    def _address(self) -> dict[str, Any]:
         return {"item_id": f"msg_{self._name}", "output_index": 0, "content_index": 0}
 
     def _event(self, kind: str, **fields: Any) -> Event:

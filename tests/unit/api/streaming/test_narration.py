@@ -138,7 +138,7 @@ def test_calls_are_not_read_anew_with_every_piece(monkeypatch: pytest.MonkeyPatc
         num_letters_read += len(text)
         return read_message(tool_format, text, is_end=is_end)
 
-    monkeypatch.setattr(narration, "read_message", counted)
+    monkeypatch.setattr("api.streaming.growing.read_message", counted)
     told = narrator()
     # When
     pieces = [Piece(1, 0, 0, place, letter, place, tool_format="tags") for place, letter in enumerate(whole)]

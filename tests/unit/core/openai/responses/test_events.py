@@ -14,9 +14,11 @@ BEGINNING = Beginning("resp_1", 1, ECHO)
 OFFICIAL: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 
 
-def ended(text: str, calls: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+def ended(
+    text: str, calls: tuple[dict[str, Any], ...] = (), logprobs: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
     message = {"role": "assistant", "content": text, "tool_calls": list(calls)}
-    choice = {"message": message, "finish_reason": "stop", "logprobs": None}
+    choice = {"message": message, "finish_reason": "stop", "logprobs": logprobs and {"content": logprobs}}
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     body = TypeAdapter(dict).dump_json({"choices": [choice], "usage": usage}).decode()
     return answered(BEGINNING, 200, body, 2)
@@ -73,3 +75,39 @@ def test_the_official_client_knows_every_event() -> None:
     kinds = [type(OFFICIAL.validate_python(event)).__name__ for event in events]
     assert "ResponseFunctionCallArgumentsDoneEvent" in kinds
     assert kinds[-1] == "ResponseErrorEvent"
+
+
+def token(data: bytes) -> dict[str, Any]:
+    return {"token": data.decode(errors="replace"), "logprob": -1.0, "bytes": list(data), "top_logprobs": []}
+
+
+def events_of_tokens(tokens: list[dict[str, Any]], text: str, ends: list[int]) -> list[Event]:
+    """Of an answer whose text and log-probabilities were seen growing, a token at a time or several."""
+    writer = EventWriter(BEGINNING)
+    events = writer.begin()
+    known = 0
+    for end in sorted(ends):
+        data = b"".join(bytes(one["bytes"]) for one in tokens[:end])
+        so_far = data.decode(errors="ignore")  # half a character is not told
+        assert text.startswith(so_far)
+        events += writer.grow(so_far, tokens[known:end])
+        known = max(known, end)
+    return [*events, *writer.end(ended(text, logprobs=tokens))]
+
+
+@given(st.text(max_size=30), st.lists(st.integers(1, 5), max_size=40), st.lists(st.integers(0, 40), max_size=10))
+def test_a_delta_has_the_log_probabilities_of_its_tokens_however_they_came(
+    text: str, lengths: list[int], ends: list[int]
+) -> None:
+    # Given tokens of any number of bytes, and an end token behind them
+    data, tokens = text.encode(), list[dict[str, Any]]()
+    for length in lengths:
+        tokens.append(token(data[:length]))
+        data = data[length:]
+    tokens = [one for one in (*tokens, token(data)) if one["bytes"]]
+    # When
+    events = events_of_tokens(tokens, text, ends)
+    # Then
+    assert events == events_of_tokens(tokens, text, [])
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [one for delta in deltas for one in delta["logprobs"]] == tokens
