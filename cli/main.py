@@ -284,7 +284,7 @@ def usage(
 
 
 QueueModel = Annotated[str | None, typer.Option("--model", help="Only this model; every one otherwise.")]
-QueueName = Annotated[str | None, typer.Option("--queue", help="`online` or `batch`; both otherwise.")]
+QueueName = Annotated[str | None, typer.Option("--queue", help="`online`, `batch` or `heavy`; every one otherwise.")]
 
 
 @app.command()

@@ -8,9 +8,21 @@ from rich.table import Table
 
 from cli.client import Server, call
 
-COLUMNS = ("queue", "model", "", "waiting", "running", "rows waiting", "rows running", "oldest")
+COLUMNS = (
+    "queue",
+    "model",
+    "",
+    "waiting",
+    "running",
+    "rows waiting",
+    "rows running",
+    "oldest",
+    "rows/s",
+    "tokens/s",
+    "wait",
+)
 EVERY = {"*": "every model"}
-BOTH = {"*": "both queues"}
+ALL = {"*": "every queue"}
 
 
 def queues(server: Server, *, as_json: bool) -> None:
@@ -34,8 +46,17 @@ def _line(queue: dict[str, Any]) -> list[str]:
         queue["model"],
         "paused" if queue["is_paused"] else "",
         *(f"{queue[name]:,}" for name in numbers),
-        "-" if age is None else f"{age:,.0f} s",
+        _shown(age, " s"),
+        _shown(queue["rows_per_second"]),
+        _shown(queue["completion_tokens_per_second"]),
+        _shown(queue["estimated_wait_seconds"], " s"),
     ]
+
+
+def _shown(number: float | None, unit: str = "") -> str:
+    if number is None:
+        return "-"
+    return f"{number:,.0f}{unit}" if unit or number >= 10 else f"{number:,.2f}"
 
 
 def pause(server: Server, model: str | None, queue: str | None) -> None:
@@ -53,7 +74,7 @@ def _which(model: str | None, queue: str | None) -> dict[str, object]:
 def _tell(answer: dict[str, Any]) -> None:
     """What is held now."""
     for held in answer["data"]:
-        model, queue = EVERY.get(held["model"], held["model"]), BOTH.get(held["queue"], held["queue"])
+        model, queue = EVERY.get(held["model"], held["model"]), ALL.get(held["queue"], held["queue"])
         Console().print(f"paused: {model}, {queue}", highlight=False)
     if not answer["data"]:
         Console().print("nothing is paused", highlight=False)

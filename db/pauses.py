@@ -1,5 +1,5 @@
 """Pauses: a person holds a model, a queue, or both; nothing new of them is claimed, and running chunks are handed back
-when what is in flight has ended. `*` stands for every model, or either queue."""
+when what is in flight has ended, which of a heavy job is all of it. `*` stands for every model, or every queue."""
 
 from collections.abc import Sequence
 

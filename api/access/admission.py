@@ -12,9 +12,11 @@ from api.access.rates import Rates, headers
 from api.access.visit import Visit
 from core.access import Identity
 from core.errors import ModelUnavailable, Overloaded, RateLimited
+from core.job import ServiceClass
 from core.openai.completion import CompletionRequest
 from core.openai.request import InferenceRequest
 from db.access import load
+from db.access.load import Rate
 from db.connection import Database
 from db.tables import OutcomeRow
 from tasks.breaker.circuit import Breaker, Circuit
@@ -32,10 +34,12 @@ ENGINE_FAILURES = ("model_failure", "model_not_loaded", "engine_crashed")
 
 @dataclass(slots=True)
 class _Seen:
-    """What was known of a model at `at`, and how many were admitted since."""
+    """What was known of a model at `at`, and how many were admitted since. rate: where `has_asked` for it."""
 
     num_waiting: int
     at: float
+    has_asked: bool = False
+    rate: Rate | None = None
 
 
 class Admission:
@@ -115,12 +119,13 @@ class Admission:
             seen = _Seen(load.num_waiting(session, model, bound=self._max_waiting), self._clock())
             self._queues[model] = seen
         if seen.num_waiting >= self._max_waiting:
-            rate = load.answers_per_second(session, model)
+            if not seen.has_asked:
+                seen.rate, seen.has_asked = load.rates(session).get((ServiceClass.ONLINE.value, model)), True
             raise Overloaded(
                 f"{seen.num_waiting:,} requests wait for {model} already"
-                + ("" if rate is None else f", which answers {rate:.1f} a second")
+                + ("" if seen.rate is None else f", which answers {seen.rate.rows_per_second:.1f} a second")
                 + "; try again later, or submit a batch",
-                retry_after_seconds=wait_seconds(seen.num_waiting, rate),
+                retry_after_seconds=retry_seconds(seen.num_waiting, seen.rate),
             )
         return seen
 
@@ -172,11 +177,10 @@ def is_engine_failure(outcome: OutcomeRow) -> bool:
     return status is not None and status >= SERVER_ERROR and any(f'"{c}"' in outcome.body for c in ENGINE_FAILURES)
 
 
-def wait_seconds(num_waiting: int, answers_per_second: float | None) -> float:
-    """Until those who wait are answered, at the rate of the last minute."""
-    if not answers_per_second:
-        return UNKNOWN_RETRY_SECONDS
-    return min(MAX_RETRY_SECONDS, max(1.0, num_waiting / answers_per_second))
+def retry_seconds(num_waiting: int, rate: Rate | None) -> float:
+    """Until those who wait are answered, as `/api/v1/queues` tells it too, within bounds."""
+    wait = load.estimated_wait_seconds(num_waiting, rate)
+    return UNKNOWN_RETRY_SECONDS if wait is None else min(MAX_RETRY_SECONDS, max(1.0, wait))
 
 
 def estimated_tokens(num_prompt_tokens: int | None, num_body_bytes: int, requests: Sequence[InferenceRequest]) -> int:

@@ -18,12 +18,12 @@ router = APIRouter(prefix="/api/v1/queues", tags=["operations"])
 
 
 class Which(BaseModel):
-    """What is left out is all: every model, both queues."""
+    """What is left out is all: every model, every queue."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"model": "millrace/tiny"}})
 
     model: str | None = None
-    queue: Literal["online", "batch"] | None = None
+    queue: Literal["online", "batch", "heavy"] | None = None
 
     @property
     def service_class(self) -> str:
@@ -35,7 +35,7 @@ class Which(BaseModel):
 
 
 class Pause(BaseModel):
-    """`*` is every model, or both queues."""
+    """`*` is every model, or every queue."""
 
     queue: str
     model: str
@@ -52,8 +52,8 @@ class Pauses(BaseModel):
 
 @router.post("/pause", summary="Hold a model, a queue, or both", dependencies=[ADMIN])
 def pause(context: Ctx, body: Which) -> Pauses:
-    """Nothing new is started; chunks that run are handed back when what is in flight has ended. 404 for a model that
-    nobody serves."""
+    """Nothing new is started; chunks that run are handed back when what is in flight has ended. Warming, benchmark and
+    quantization are the queue `heavy`; such a job that runs goes on to its end. 404 for a model that nobody serves."""
     with context.database.begin() as session:
         if body.model is not None and models.find_served(session, body.model) is None:
             raise NotFound(f"model {body.model!r} is not served here", param="model")

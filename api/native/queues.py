@@ -1,7 +1,7 @@
 """`/api/v1/queues` and `/api/v1/nodes`: what waits and runs, and where."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import groupby
 from typing import Any, Literal
@@ -15,6 +15,9 @@ from api.access.scopes import ADMIN, READ
 from api.context import Context, Ctx, Tenant, Who
 from core.access import Scope
 from core.errors import Unavailable
+from core.job import ServiceClass
+from db.access import load
+from db.access.load import Rate
 from db.native import nodes, queues
 from db.native.nodes import DeviceFigures
 from db.native.queues import QueueFigures
@@ -25,7 +28,9 @@ router = APIRouter(prefix="/api/v1", tags=["operations"])
 
 class Queue(BaseModel):
     """num_messages: wake-ups in Redis that no worker has taken, of everybody; null without the scope `admin`.
-    oldest_age_seconds: of what waits."""
+    oldest_age_seconds: of what waits. …_per_second: of the last minute, rows whatever came of them; null where nothing
+    ended. estimated_wait_seconds: until what waits is answered at that rate; of online requests those of everybody, as
+    a full queue tells it (`Retry-After`); null where nobody knows."""
 
     service_class: str
     model: str
@@ -36,6 +41,10 @@ class Queue(BaseModel):
     oldest_age_seconds: float | None
     is_paused: bool
     num_messages: int | None
+    rows_per_second: float | None
+    prompt_tokens_per_second: float | None
+    completion_tokens_per_second: float | None
+    estimated_wait_seconds: float | None
 
 
 class QueueList(BaseModel):
@@ -71,15 +80,44 @@ async def list_queues(context: Ctx, who: Who) -> QueueList:
     `heavy`; its messages are in the queues of nodes, and not counted here."""
     is_for_all = Scope.ADMIN in who.scopes
     found = await run_in_threadpool(_figures, context, None if is_for_all else who.tenant)
-    names = [inference_queue(one.service_class, one.model) for one in found]
+    names = [inference_queue(one.figures.service_class, one.figures.model) for one in found]
     depths = await _depths(context, names) if is_for_all else [None] * len(names)
-    queues = [Queue(**asdict(one), num_messages=depth) for one, depth in zip(found, depths, strict=True)]
-    return QueueList(data=queues)
+    return QueueList(data=[_queue(one, depth) for one, depth in zip(found, depths, strict=True)])
 
 
-def _figures(context: Context, tenant: str | None) -> list[QueueFigures]:
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    figures: QueueFigures
+    rate: Rate | None
+    wait_seconds: float | None
+
+
+def _figures(context: Context, tenant: str | None) -> list[_Seen]:
     with context.database.begin() as session:
-        return queues.figures(session, tenant=tenant)
+        found = queues.figures(session, tenant=tenant)
+        all_rates = load.rates(session)
+        rates = all_rates if tenant is None else load.rates(session, tenant=tenant)
+        seen = []
+        for one in found:
+            queue = (one.service_class, one.model)
+            rate, num_waiting = rates.get(queue), one.num_waiting_rows
+            if one.service_class == ServiceClass.ONLINE:  # whose turn it is does not depend on the tenant
+                rate = all_rates.get(queue)
+                num_waiting = load.num_waiting(session, one.model, bound=context.settings.max_waiting_requests)
+            seen.append(_Seen(one, rates.get(queue), load.estimated_wait_seconds(num_waiting, rate)))
+        return seen
+
+
+def _queue(seen: _Seen, num_messages: int | None) -> Queue:
+    rate, wait = seen.rate, seen.wait_seconds
+    return Queue(
+        **asdict(seen.figures),
+        num_messages=num_messages,
+        rows_per_second=None if rate is None else round(rate.rows_per_second, 3),
+        prompt_tokens_per_second=None if rate is None else round(rate.prompt_tokens_per_second, 3),
+        completion_tokens_per_second=None if rate is None else round(rate.completion_tokens_per_second, 3),
+        estimated_wait_seconds=None if wait is None else round(wait, 1),
+    )
 
 
 async def _depths(context: Context, names: Sequence[str]) -> Sequence[int]:

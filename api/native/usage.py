@@ -1,5 +1,6 @@
 """`/api/v1/usage`: what tenants, keys and models used, by day, and what that cost."""
 
+from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from api.context import Ctx, Who
 from core.access import Scope
 from core.errors import Forbidden
 from db.access import usage
-from db.access.usage import UsageFilter
+from db.access.usage import Usage, UsageFilter
 
 router = APIRouter(prefix="/api/v1", tags=["operations"])
 
@@ -21,20 +22,12 @@ MOST_LINES = 10_000
 Group = Literal["tenant", "key", "model", "day"]
 
 
-class UsageLine(BaseModel):
-    """What it is not grouped by is null. device_seconds: of engines; each step is shared by the tokens in it. cost:
-    device_seconds at the price of `MILLRACE_DEVICE_HOUR_PRICE`, in its currency."""
+@dataclass(frozen=True, slots=True)
+class UsageLine(Usage):
+    """What it is not grouped by is null. device_seconds: of engines, each step shared by the tokens in it; of a job
+    that has the device for itself, as long as it has it. cost: device_seconds at the price of
+    `MILLRACE_DEVICE_HOUR_PRICE`, in its currency."""
 
-    tenant: str | None
-    key: str | None
-    model: str | None
-    day: date | None
-    num_requests: int
-    num_failed: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    device_seconds: float
     cost: float
 
 
@@ -55,7 +48,8 @@ def get_usage(
     all_tenants: Annotated[bool, Query(description="Needs the scope `admin`.")] = False,
 ) -> UsageList:
     """Days are those of UTC, on which outcomes were written, both ends included. Exact: every outcome counts once,
-    whatever crashed meanwhile; requests that never ran do not count."""
+    whatever crashed meanwhile. Requests that never began do not count; those that were given up count what they had
+    used."""
     if all_tenants and Scope.ADMIN not in who.scopes:
         raise Forbidden("expected a key with the scope `admin` for the usage of all tenants")
     wanted = UsageFilter(
@@ -64,20 +58,4 @@ def get_usage(
     with context.database.begin() as session:
         found = usage.read(session, wanted, group_by=group_by or ("day", "model"), limit=MOST_LINES)
     price = context.settings.device_hour_price / SECONDS_PER_HOUR
-    lines = [
-        UsageLine(
-            tenant=one.tenant,
-            key=one.key,
-            model=one.model,
-            day=one.day,
-            num_requests=one.num_requests,
-            num_failed=one.num_failed,
-            prompt_tokens=one.prompt_tokens,
-            cached_tokens=one.cached_tokens,
-            completion_tokens=one.completion_tokens,
-            device_seconds=round(one.device_seconds, 3),
-            cost=round(one.device_seconds * price, 6),
-        )
-        for one in found
-    ]
-    return UsageList(data=lines)
+    return UsageList(data=[UsageLine(**asdict(one), cost=round(one.device_seconds * price, 6)) for one in found])

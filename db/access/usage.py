@@ -6,7 +6,7 @@ both.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import text
@@ -69,9 +69,9 @@ class Used:
 
 
 _NOTE = text("""
-INSERT INTO usage_entries (tenant, key_id, model, num_requests, num_failed, prompt_tokens, cached_tokens,
+INSERT INTO usage_entries (tenant, key_id, model, service_class, num_requests, num_failed, prompt_tokens, cached_tokens,
     completion_tokens, device_seconds)
-SELECT tenant, coalesce(key_id, 0), model, :num_requests, :num_failed, :prompt_tokens, :cached_tokens,
+SELECT tenant, coalesce(key_id, 0), model, service_class, :num_requests, :num_failed, :prompt_tokens, :cached_tokens,
     :completion_tokens, :device_seconds
 FROM jobs WHERE id = :job_id AND model IS NOT NULL
 """)
@@ -83,7 +83,8 @@ _SUMS = """sum(num_requests) AS num_requests, sum(num_failed) AS num_failed, sum
 _FOLD = text(f"""
 WITH taken AS (
     DELETE FROM usage_entries WHERE id IN (
-        SELECT id FROM usage_entries ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING *
+        SELECT id FROM (SELECT id, at FROM usage_entries ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED) AS oldest
+        WHERE at < clock_timestamp() - CAST(:older_than AS interval)) RETURNING *
 ), folded AS (
     INSERT INTO usage_days AS d (tenant, day, key_id, model, num_requests, num_failed, prompt_tokens, cached_tokens,
         completion_tokens, device_seconds)
@@ -131,10 +132,10 @@ def note(session: Session, job_id: int, used: Used) -> None:
         session.execute(_NOTE, {"job_id": job_id, **values})
 
 
-def fold(session: Session, *, limit: int) -> int:
+def fold(session: Session, *, limit: int, older_than: timedelta = timedelta()) -> int:
     """Moves at most `limit` entries into their days and returns how many they were. Two that fold at once take
     different entries."""
-    return int(session.execute(_FOLD, {"limit": limit}).scalar_one())
+    return int(session.execute(_FOLD, {"limit": limit, "older_than": older_than}).scalar_one())
 
 
 def read(session: Session, wanted: UsageFilter, *, group_by: Sequence[str], limit: int) -> list[Usage]:
@@ -157,4 +158,4 @@ def read(session: Session, wanted: UsageFilter, *, group_by: Sequence[str], limi
 def _usage(row: Any) -> Usage:
     tenant, key, model, day, *numbers, device_seconds = row
     requests, failed, prompt, cached, completion = map(int, numbers)
-    return Usage(tenant, key, model, day, requests, failed, prompt, cached, completion, float(device_seconds))
+    return Usage(tenant, key, model, day, requests, failed, prompt, cached, completion, round(float(device_seconds), 3))

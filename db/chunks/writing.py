@@ -58,9 +58,9 @@ WITH inserted AS (
         coalesce(sum(completion_tokens), 0) AS completion_tokens, coalesce(sum(device_seconds), 0) AS device_seconds
     FROM inserted
 ), noted AS (
-    INSERT INTO usage_entries (tenant, key_id, model, num_requests, num_failed, prompt_tokens, cached_tokens,
-        completion_tokens, device_seconds)
-    SELECT jobs.tenant, coalesce(jobs.key_id, 0), jobs.model, seen.* FROM seen, jobs
+    INSERT INTO usage_entries (tenant, key_id, model, service_class, num_requests, num_failed, prompt_tokens,
+        cached_tokens, completion_tokens, device_seconds)
+    SELECT jobs.tenant, coalesce(jobs.key_id, 0), jobs.model, jobs.service_class, seen.* FROM seen, jobs
     WHERE jobs.id = :job_id AND jobs.kind = 'inference' AND jobs.model IS NOT NULL AND seen.num_requests > 0
 )
 SELECT num_requests FROM seen

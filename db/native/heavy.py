@@ -54,6 +54,7 @@ WITH best AS (
     SELECT c.id FROM chunks c JOIN heavy_jobs h ON h.job_id = c.job_id
     WHERE c.state = 'waiting' AND c.service_class = 'heavy' AND c.model = ANY(:models)
       AND (h.node IS NULL OR h.node = :node)
+      AND NOT EXISTS (SELECT FROM pauses p WHERE p.service_class IN ('*', 'heavy') AND p.model IN ('*', c.model))
     ORDER BY c.priority DESC, c.id LIMIT 1 FOR UPDATE OF c SKIP LOCKED
 ), placed AS (
     UPDATE heavy_jobs SET device = :device, fraction = 0, message = 'started'
@@ -72,7 +73,9 @@ _WAITING = text("""
 SELECT DISTINCT p.node, jobs.public_id
 FROM chunks c JOIN heavy_jobs h ON h.job_id = c.job_id JOIN jobs ON jobs.id = c.job_id
 JOIN placements p ON p.model = c.model AND (h.node IS NULL OR h.node = p.node)
-WHERE c.state = 'waiting' AND c.service_class = 'heavy' AND (CAST(:job AS text) IS NULL OR jobs.public_id = :job)
+WHERE c.state = 'waiting' AND c.service_class = 'heavy' AND CASE WHEN CAST(:job AS text) IS NULL
+    THEN NOT EXISTS (SELECT FROM pauses s WHERE s.service_class IN ('*', 'heavy') AND s.model IN ('*', c.model))
+    ELSE jobs.public_id = :job END
 ORDER BY 1, 2 LIMIT 256
 """)
 
@@ -106,7 +109,7 @@ def create(session: Session, new: NewJob, *, node: str | None, parameters: str) 
 
 
 def claim(session: Session, by: Claimant) -> Claimed | None:
-    """The best waiting job for this node; None when nothing waits."""
+    """The best waiting job for this node; None when nothing waits, or all is paused."""
     values = {
         "owner": by.owner,
         "node": by.node,
@@ -121,7 +124,7 @@ def claim(session: Session, by: Claimant) -> Claimed | None:
 
 
 def waiting(session: Session, job: str | None = None) -> list[tuple[str, str]]:
-    """(node, job) of what waits and may run there; of one job, or of all."""
+    """(node, job) of what waits and may run there: of one job, or of all that are not paused."""
     return [(row[0], row[1]) for row in session.execute(_WAITING, {"job": job})]
 
 

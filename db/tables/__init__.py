@@ -322,7 +322,7 @@ class TenantShareRow(Row):
 
 
 class PauseRow(Row):
-    """Nothing new is claimed of this model in this queue; `*` is every model, or either queue."""
+    """Nothing new is claimed of this model in this queue; `*` is every model, or every queue."""
 
     __tablename__ = "pauses"
 

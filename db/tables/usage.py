@@ -20,7 +20,8 @@ class Sums:
 
 
 class UsageEntryRow(Sums, Row):
-    """What the outcomes of one transaction used, not yet folded into its day. `key_id` 0: without a key."""
+    """What the outcomes of one transaction used, not yet folded into its day: `db.access.load` reads from them how fast
+    work is done. `key_id` 0: without a key. `service_class`: NULL in what an earlier release wrote."""
 
     __tablename__ = "usage_entries"
 
@@ -28,6 +29,7 @@ class UsageEntryRow(Sums, Row):
     tenant: Mapped[str]
     key_id: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     model: Mapped[str]
+    service_class: Mapped[str | None]
     at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

@@ -9,6 +9,7 @@ from celery import shared_task
 from core.job import JobState
 from db import chunks, jobs, shares
 from db.access import usage
+from db.access.load import RECENT_SECONDS
 from tasks import dispatcher, heavy
 from tasks.messages import RECONCILE
 from tasks.queues import UPKEEP
@@ -22,6 +23,7 @@ FORGET_SHARES_AFTER = timedelta(hours=1)
 STUCK_AFTER = timedelta(seconds=10)
 UPKEEP_WINDOW = 16
 MOST_ENTRIES = 20_000
+RATES_NEED = timedelta(seconds=2 * RECENT_SECONDS)
 
 
 @shared_task(name=RECONCILE)
@@ -79,7 +81,7 @@ def forget_shares(services: Services) -> None:
 
 def fold_usage(services: Services) -> None:
     with services.database.begin() as session:
-        usage.fold(session, limit=MOST_ENTRIES)
+        usage.fold(session, limit=MOST_ENTRIES, older_than=RATES_NEED)
 
 
 def move_on(services: Services) -> None:

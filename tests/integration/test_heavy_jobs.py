@@ -313,6 +313,26 @@ def test_a_model_or_node_that_is_not_there_is_refused(node: Node) -> None:
     assert node.client.get("/api/v1/jobs").json()["data"] == []
 
 
+@pytest.mark.parametrize("which", [{"queue": "heavy"}, {"model": MODEL}])
+def test_a_job_whose_queue_or_model_is_paused_waits_until_it_is_resumed(node: Node, which: Json) -> None:
+    # Given
+    node.works[JobKind.WARMING] = Computing(None)
+    node.client.post("/api/v1/queues/pause", json=which)
+    # When
+    job = node.submit(kind="warming")
+    node.world.services.redis.delete(heavy_queue("node"))
+    run_heavy(job)
+    # Then
+    assert node.job(job)["state"] == "in_progress"
+    assert heavy_tasks.wake_nodes(node.world.services) == 0, "nobody is woken for nothing"
+    # When
+    node.client.post("/api/v1/queues/resume", json=which)
+    assert heavy_tasks.wake_nodes(node.world.services) == 1
+    run_heavy(job)
+    # Then
+    assert node.job(job)["state"] == "completed"
+
+
 def test_lost_messages_are_sent_again_but_no_more_than_the_window(node: Node) -> None:
     # Given
     for _ in range(5):

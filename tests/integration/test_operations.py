@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from api.app import create_api
@@ -137,6 +138,26 @@ def test_a_queue_that_is_paused_gives_nothing_until_it_is_resumed(client: TestCl
 
 def paused(client: TestClient) -> dict[str, bool]:
     return {queue["service_class"]: queue["is_paused"] for queue in client.get("/api/v1/queues").json()["data"]}
+
+
+def test_queues_say_how_fast_they_are_worked_off_and_how_long_that_takes(client: TestClient, world: World) -> None:
+    # Given two rows of three written ten seconds ago, of three and two tokens each
+    submit(client)
+    lease = world.claim()
+    assert lease is not None
+    world.write(lease, [success(0), success(1)])
+    with world.database.begin() as session:
+        session.execute(text("UPDATE usage_entries SET at = now() - interval '10 seconds'"))
+        session.execute(text("UPDATE chunks SET state = 'waiting'"))
+    # When
+    queues = {queue["service_class"]: queue for queue in client.get("/api/v1/queues").json()["data"]}
+    # Then
+    batch, online = queues["batch"], queues["online"]
+    assert 0 < batch["rows_per_second"] <= 0.2
+    assert batch["prompt_tokens_per_second"] == pytest.approx(3 * batch["rows_per_second"], rel=0.01)
+    assert batch["completion_tokens_per_second"] == pytest.approx(2 * batch["rows_per_second"], rel=0.01)
+    assert batch["estimated_wait_seconds"] == pytest.approx(1 / batch["rows_per_second"], rel=0.05)
+    assert (online["rows_per_second"], online["estimated_wait_seconds"]) == (None, 0.0)
 
 
 def test_a_model_that_nobody_serves_cannot_be_paused(client: TestClient) -> None:

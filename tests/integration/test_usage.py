@@ -19,6 +19,7 @@ from db import jobs
 from db.access import usage
 from db.chunks import Outcome
 from db.jobs import NewOnlineRequest
+from tasks.upkeep import reconciler
 from tests.integration.test_chunk_run import InBackground, Node
 from tests.polling import until
 from tests.world import MODEL, World, changed, failure, success
@@ -63,6 +64,18 @@ def test_outcomes_are_counted_as_they_are_written_and_stay_the_same_when_folded(
     assert [(line["num_requests"], line["num_failed"], line["prompt_tokens"]) for line in before] == [(3, 1, 6)]
     assert [(line["cached_tokens"], line["completion_tokens"], line["cost"]) for line in before] == [(2, 4, 0.75)]
     assert fold(world) == 0
+
+
+def test_entries_from_which_rates_are_read_are_not_folded_yet(client: TestClient, world: World) -> None:
+    # Given
+    world.start_job(1)
+    lease = world.claim()
+    assert lease is not None
+    world.write(lease, [success(0)])
+    # When
+    reconciler.fold_usage(world.services)
+    # Then
+    assert fold(world) == 1
 
 
 def test_an_outcome_that_is_there_already_does_not_count_again(client: TestClient, world: World) -> None:

@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from api.access.admission import wait_seconds
+from api.access.admission import retry_seconds
 from api.app import create_api
-from core.access import Limits
+from core.access import Limits, Scope
 from core.job import ServiceClass
 from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT
 from db import chunks, jobs
 from db.access import keys
+from db.access.load import Rate
 from db.chunks import Outcome
 from db.jobs import NewOnlineRequest
 from tasks.breaker.circuit import Breaker, Circuit
@@ -255,10 +256,31 @@ def test_a_full_queue_refuses_with_the_time_it_takes(world: World) -> None:
 
 
 def test_the_time_it_takes_comes_from_the_rate_of_the_last_minute() -> None:
-    assert wait_seconds(100, 10.0) == 10.0
-    assert wait_seconds(1, 10.0) == 1.0
-    assert wait_seconds(100_000, 1.0) == 600.0
-    assert wait_seconds(100, None) > 0
+    ten, one = Rate(10.0, 0.0, 0.0), Rate(1.0, 0.0, 0.0)
+    assert retry_seconds(100, ten) == 10.0
+    assert retry_seconds(1, ten) == 1.0
+    assert retry_seconds(100_000, one) == 600.0
+    assert retry_seconds(100, None) > 0
+
+
+def test_a_full_queue_and_its_figures_estimate_the_same_wait(world: World) -> None:
+    # Given answers a moment ago, and thirty who wait
+    with client_of(world) as client, answering(world, success(0)):
+        for _ in range(2):
+            assert client.post(CHAT_ENDPOINT, json=CHAT, headers=bearer(make_key(world))).status_code == 200
+    with world.database.begin() as session:
+        session.execute(text("UPDATE usage_entries SET at = now() - interval '10 seconds'"))
+        for _ in range(30):
+            jobs.create_online(session, WAITING)
+    with client_of(world, max_waiting_requests=30) as client:
+        # When
+        refused = client.post(CHAT_ENDPOINT, json=CHAT, headers=bearer(make_key(world)))
+        for scopes in ((Scope.READ,), (Scope.READ, Scope.ADMIN)):
+            shown = client.get("/api/v1/queues", headers=bearer(make_key(world, *scopes))).json()["data"]
+            (online,) = [queue for queue in shown if queue["service_class"] == "online"]
+            # Then: thirty at two in ten seconds, or a little longer ago by now
+            assert online["estimated_wait_seconds"] >= int(refused.headers["retry-after"]) - 1 >= 149
+            assert 0 < online["rows_per_second"] <= 0.2
 
 
 def test_a_model_that_keeps_failing_is_left_alone_until_a_probe_succeeds(world: World) -> None:
