@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from core.errors import Unavailable
 from core.job import ServiceClass
+from db.jobs import Progress
 from db.tables import JobRow
 from tasks.messages import Messages
 
@@ -50,3 +51,14 @@ class Broker:
         except Unavailable as error:
             self._seen_at = float("-inf")
             logger.warning("job %s waits for the dispatcher: %s", job.public_id, error)
+
+    def end_if_idle(self, job: JobRow, progress: Progress | None) -> None:
+        """For a job that was stopped: where no worker has it any more, the upkeep worker ends it. Called from a
+        thread."""
+        if progress is not None and progress.num_busy_chunks:
+            return
+        try:
+            self._messages.finalize_job(job.public_id)
+        except Unavailable as error:
+            self._seen_at = float("-inf")
+            logger.warning("job %s waits for the reconciler: %s", job.public_id, error)

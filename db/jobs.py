@@ -229,9 +229,9 @@ def move(session: Session, job_id: int, following: JobState, values: Mapping[str
     return changed.scalar_one_or_none() is not None
 
 
-def stop(session: Session, job: JobRow, ending: JobState) -> None:
+def stop(session: Session, job: JobRow, ending: JobState) -> bool:
     """Begin to end a job early: what waits is cancelled now, what runs is given up by its workers.
-    `ending` is CANCELLED or EXPIRED. A job that is past stopping stays as it is."""
+    `ending` is CANCELLED or EXPIRED. False where it is past stopping, and stays as it is."""
     if ending is JobState.CANCELLED:
         stopping = move(session, job.id, JobState.CANCELLING, {"ending": ending.value})
     else:
@@ -242,6 +242,7 @@ def stop(session: Session, job: JobRow, ending: JobState) -> None:
             .where(ChunkRow.job_id == job.id, ChunkRow.state == ChunkState.WAITING.value)
             .values(state=ChunkState.CANCELLED.value)
         )
+    return stopping
 
 
 def set_priority(session: Session, job: JobRow, priority: int) -> None:

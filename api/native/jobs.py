@@ -16,7 +16,7 @@ from api.native.bodies.reading import job_schema, read_job
 from api.native.objects import Deleted, Job, JobPage, described, has_ended, job_object
 from api.openai.online import check_content_type
 from core.access import Identity
-from core.errors import InvalidRequest, Unavailable
+from core.errors import InvalidRequest
 from core.job import JobKind, JobState, ServiceClass
 from db import jobs
 from db.idempotency import Key
@@ -123,18 +123,9 @@ def delete_job(context: Ctx, tenant: Tenant, job_id: str, response: Response) ->
         jobs.stop(session, job, JobState.CANCELLED)
         session.refresh(job)
         counts = jobs.progress(session, [job.id]).get(job.id)
-    if counts is None or not counts.num_busy_chunks:
-        _finalize(context, job)
+    context.broker.end_if_idle(job, counts)
     response.status_code = status.HTTP_202_ACCEPTED
     return job_object(job, counts)
-
-
-def _finalize(context: Context, job: JobRow) -> None:
-    """The reconciler sends it too, should the broker be away."""
-    try:
-        context.messages.finalize_job(job.public_id)
-    except Unavailable:
-        return
 
 
 @router.get(

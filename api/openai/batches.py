@@ -155,17 +155,8 @@ def cancel_batch(context: Ctx, tenant: Tenant, batch_id: str) -> dict[str, Any]:
         jobs.stop(session, job, JobState.CANCELLED)
         session.refresh(job)
         progress = jobs.progress(session, [job.id]).get(job.id)
-    if progress is None or not progress.num_busy_chunks:
-        _finalize_quietly(context, job.public_id)
+    context.broker.end_if_idle(job, progress)
     return batch_object(job, progress)
-
-
-def _finalize_quietly(context: Context, job: str) -> None:
-    """The reconciler sends it too, should the broker be away."""
-    try:
-        context.messages.finalize_job(job)
-    except Unavailable:
-        return
 
 
 def _find(session: Session, batch_id: str, tenant: str) -> JobRow:

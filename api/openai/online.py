@@ -132,9 +132,7 @@ def _commit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Ke
     requests = [parse_request(endpoint, one) for one in bodies]
     parsed, *_ = requests
     context.admission.take_request(visit)
-    if once is None and context.codecs.counts(
-        parsed.model
-    ):  # a call that is repeated finds its job, however full it is
+    if context.codecs.counts(parsed.model) and not _is_repeated(context, who.tenant, once):
         context.admission.check_room(visit, parsed.model)
     num_prompt_tokens = _count(context, requests)
     first, *more = [one.decode() for one in bodies]
@@ -159,6 +157,14 @@ def _commit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Ke
         idempotency.remember(session, once, job.public_id)
         visit.job_id = job.id
         return Submitted(job, parsed)
+
+
+def _is_repeated(context: Context, tenant: str, once: Key | None) -> bool:
+    """Such a call finds its job, however full it is."""
+    if once is None:
+        return False
+    with context.database.begin() as session:
+        return _earlier(session, tenant, once) is not None
 
 
 def _count(context: Context, requests: list[InferenceRequest]) -> int | None:
@@ -202,13 +208,17 @@ def _earlier(session: Session, tenant: str, once: Key | None) -> JobRow | None:
 def let_go(context: Context, job: JobRow, parsed: InferenceRequest) -> None:
     """Ends a job that nobody waits for, at once or when its client had time to come back."""
     seconds = parsed.streaming.resume_seconds if parsed.streaming else None
+    if not seconds:
+        cancel(context, job)
+        return
     with context.database.begin() as session:
-        if seconds:
-            online.set_expiry(session, job, timedelta(seconds=seconds))
-        else:
-            jobs.stop(session, job, JobState.CANCELLED)
+        online.set_expiry(session, job, timedelta(seconds=seconds))
 
 
 def cancel(context: Context, job: JobRow) -> None:
+    """A job that is past stopping stays as it is."""
     with context.database.begin() as session:
-        jobs.stop(session, job, JobState.CANCELLED)
+        is_stopping = jobs.stop(session, job, JobState.CANCELLED)
+        progress = jobs.progress(session, [job.id]).get(job.id) if is_stopping else None
+    if is_stopping:
+        context.broker.end_if_idle(job, progress)

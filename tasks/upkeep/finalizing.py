@@ -7,6 +7,7 @@ and the last step is one transaction.
 
 import hashlib
 import logging
+import threading
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -29,6 +30,10 @@ _UNFINISHED_MESSAGES = {
 }
 
 
+MOST_AT_ONCE = 4
+_room = threading.BoundedSemaphore(MOST_AT_ONCE)
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """A job that has ended. `has_webhooks`: somebody wants to hear of it."""
@@ -48,8 +53,9 @@ def is_ready(services: Services, job_id: int) -> bool:
 
 
 def finalize(services: Services, public_id: str) -> None:
-    """Does nothing while chunks are busy, or while somebody else finalizes the job."""
-    with services.database.begin() as guard:
+    """Does nothing while chunks are busy, or while somebody else finalizes the job. No more at once than the pool of
+    connections has room for: each holds one while it waits for another."""
+    with _room, services.database.begin() as guard:
         job = jobs.begin_finalizing(guard, public_id)
         if job is None:
             return

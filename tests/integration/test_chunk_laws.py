@@ -268,7 +268,7 @@ class ChunkMachine(RuleBasedStateMachine):
         names = list(self.model.num_rows)
         return names[number % len(names)]
 
-    def with_job(self, number: int, action: Callable[[Session, JobRow], None]) -> None:
+    def with_job(self, number: int, action: Callable[[Session, JobRow], object]) -> None:
         with self.world.database.begin() as session:
             job = session.scalar(select(JobRow).where(JobRow.public_id == self.nth_job(number)))
             assert job is not None

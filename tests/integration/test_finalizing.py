@@ -1,18 +1,22 @@
 """How jobs end: the files that are written, once, whatever runs twice or dies in between."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from sqlalchemy import text
 
 from core.job import JobState
+from core.openai.completion import CHAT_ENDPOINT
 from db import chunks, jobs, results
 from db.chunks import Outcome
+from db.jobs import NewOnlineRequest
+from db.tables import JobRow
 from tasks.upkeep import reconciler
 from tasks.upkeep.finalizing import finalize
 from tasks.upkeep.intake import validate
-from tests.world import World, chat_line, failure, success
+from tests.world import MODEL, World, chat_line, failure, success
 
 
 def run_all(world: World, *, fail: frozenset[int] = frozenset()) -> None:
@@ -222,3 +226,23 @@ def test_lines_of_many_pages_come_in_order_and_once(world: World) -> None:
     output, errors = world.read_lines(ended.output_file_id), world.read_lines(ended.error_file_id)
     assert [line["custom_id"] for line in output] == [f"row-{n}" for n in range(num_rows) if n not in failing]
     assert [line["custom_id"] for line in errors] == [f"row-{n}" for n in sorted(failing)]
+
+
+def test_many_jobs_that_end_at_once_do_not_wait_for_each_others_connections(world: World) -> None:
+    # Given more of them than there are connections, which are ended by as many threads
+    request = NewOnlineRequest(endpoint=CHAT_ENDPOINT, model=MODEL, body="{}", expires_after=timedelta(minutes=5))
+    with world.database.begin() as session:
+        made = [jobs.create_online(session, request) for _ in range(30)]
+        for job in made:
+            jobs.stop(session, job, JobState.CANCELLED)
+    at_once = threading.Barrier(len(made))
+
+    def end(job: JobRow) -> None:
+        at_once.wait()
+        finalize(world.services, job.public_id)
+
+    # When
+    with ThreadPoolExecutor(len(made)) as pool:
+        list(pool.map(end, made))
+    # Then
+    assert {world.job(job.public_id).state for job in made} == {JobState.CANCELLED}

@@ -26,6 +26,7 @@ from tasks.upkeep import reconciler
 from tests.engine_process import engine_process
 from tests.polling import until
 from tests.world import MODEL, World
+from workers.engine_client import probe
 from workers.heavy.benchmark import BenchmarkWork
 from workers.heavy.child import run_engine_job
 from workers.heavy.engine_access import EngineAccess
@@ -124,6 +125,7 @@ def test_a_job_that_runs_shows_its_progress_and_can_be_cancelled(node: Node) -> 
     job = node.submit(kind="warming", prompts=["slow"])
     running = node.run_in_background()
     until(lambda: "prompt 1 of 1" in str(node.job(job)["progress"]))
+    until(lambda: (hello := probe(node.endpoint)) is not None and hello.stats.num_running == 1)
     assert node.job(job)["state"] == "in_progress"
     # When
     assert node.client.delete(f"/api/v1/jobs/{job}").status_code == 202
@@ -131,6 +133,7 @@ def test_a_job_that_runs_shows_its_progress_and_can_be_cancelled(node: Node) -> 
     # Then
     assert node.job(job)["state"] == "cancelled"
     assert node.job(job)["result"] is None
+    assert [used["prompt_tokens"] for used in node.used()] == [1], "what it had in flight was withdrawn and counted"
 
 
 def test_a_worker_that_shuts_down_hands_its_job_back(node: Node) -> None:

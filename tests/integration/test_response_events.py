@@ -7,12 +7,15 @@ from openai import OpenAI
 from sqlalchemy import text
 
 from core.job import JobState, ServiceClass
+from core.openai.completion import CHAT_ENDPOINT
 from core.webhooks.events import EventType
 from db import chunks, jobs
 from db.chunks import Outcome
 from tasks.messages import FINALIZE_JOB
 from tasks.queues import UPKEEP
 from tasks.upkeep.finalizing import finalize
+from tests.integration.access.keys import bearer, make_key
+from tests.integration.access.test_admission import client_of
 from tests.world import MODEL, World
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
@@ -87,6 +90,19 @@ def test_one_that_is_deleted_while_it_waits_is_ended_by_a_message(world: World, 
     # When
     official.responses.delete(response.id)
     # Then
-    (message,) = world.services.redis.lrange(UPKEEP, 0, -1)
-    headers = json.loads(message)["headers"]
-    assert headers["task"] == FINALIZE_JOB
+    assert told(world) == [FINALIZE_JOB]
+
+
+def test_one_that_nobody_waits_for_any_more_before_it_has_begun_is_ended_by_a_message(world: World) -> None:
+    # Given a model that nobody runs, and somebody who waits no longer than this
+    with client_of(world, online_timeout_seconds=0.05) as client:
+        # When
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+        client.post(CHAT_ENDPOINT, json=body, headers=bearer(make_key(world)))
+    # Then
+    assert told(world) == [FINALIZE_JOB]
+
+
+def told(world: World) -> list[str]:
+    """The upkeep worker."""
+    return [json.loads(message)["headers"]["task"] for message in world.services.redis.lrange(UPKEEP, 0, -1)]

@@ -37,7 +37,7 @@ class BenchmarkWork:
 
     def __call__(self, task: Task, talk: Talk) -> Result:
         workload = msgspec.json.decode(task.parameters, type=Workload)
-        with self._engine.connect(task.job_public_id) as engine:
+        with self._engine.connect(task.job_public_id, talk) as engine:
             talk.report(0.0, f"loading {task.model}")
             check_length(workload, engine.load(task.model, talk))
             hello = engine.hello(talk)

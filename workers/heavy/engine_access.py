@@ -12,6 +12,7 @@ from workers.engine_client import Answer, EngineClient
 from workers.heavy.work import Talk
 
 LOOK_SECONDS = 0.1
+WITHDRAWAL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,15 @@ class EngineAccess:
     wait_seconds: float
 
     @contextmanager
-    def connect(self, name: str) -> Iterator["EngineSession"]:
+    def connect(self, name: str, talk: Talk) -> Iterator["EngineSession"]:
+        """At the end nothing of the job is left on the engine."""
         client = EngineClient(self.endpoint, name=name)
         client.start()
+        session = EngineSession(client, self.wait_seconds)
         try:
-            yield EngineSession(client, self.wait_seconds)
+            yield session
         finally:
+            session.withdraw(talk)
             client.close()
 
 
@@ -36,6 +40,7 @@ class EngineSession:
     client: EngineClient
     wait_seconds: float
     answers: SimpleQueue[Answer] = field(default_factory=SimpleQueue)
+    in_flight: set[str] = field(default_factory=set)
 
     def hello(self, talk: Talk) -> Hello:
         """Raises Unavailable when the engine stays away, Interrupted."""
@@ -69,7 +74,25 @@ class EngineSession:
                 talk.check()
 
     def submit(self, requests: Sequence[Generate]) -> None:
+        self.in_flight.update(request.id for request in requests)
         self.client.submit(requests, self.answers.put)
+
+    def withdraw(self, talk: Talk) -> None:
+        """What is in flight: it is of no use any more, but has used the device. An engine that is slow to say how much
+        is not waited for."""
+        self.client.withdraw(list(self.in_flight))
+        ends_at = time.monotonic() + WITHDRAWAL_SECONDS
+        while self.in_flight and (left := ends_at - time.monotonic()) > 0:
+            try:
+                self._hear(self.answers.get(timeout=left), talk)
+            except Empty:
+                return
+
+    def _hear(self, answer: Answer, talk: Talk) -> None:
+        """Counts what it has used."""
+        if isinstance(answer, Finished | Failed):
+            self.in_flight.discard(answer.id)
+            talk.spend(_spent(answer))
 
     def next_answer(self, talk: Talk) -> Answer:
         """Waits for it. Raises ModelFailure for a request that failed (Unavailable where another try may help), and
@@ -80,15 +103,15 @@ class EngineSession:
                 answer = self.answers.get(timeout=LOOK_SECONDS)
             except Empty:
                 continue
+            self._hear(answer, talk)
             if isinstance(answer, Failed):
                 kind = Unavailable if answer.is_retryable else ModelFailure
-                talk.spend(answer.spent or Spent())
                 raise kind(f"a request of the job failed ({answer.code}): {answer.message}")
-            if isinstance(answer, Finished):
-                talk.spend(_spent(answer))
             return answer
 
 
-def _spent(answer: Finished) -> Spent:
+def _spent(answer: Finished | Failed) -> Spent:
+    if isinstance(answer, Failed):
+        return answer.spent or Spent()
     usage = answer.usage
     return Spent(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, answer.timing.device_seconds)

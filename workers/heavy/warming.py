@@ -18,7 +18,7 @@ class WarmingWork:
     def __call__(self, task: Task, talk: Talk) -> Result:
         wanted = msgspec.json.decode(task.parameters, type=Warming)
         began = time.monotonic()
-        with self._engine.connect(task.job_public_id) as engine:
+        with self._engine.connect(task.job_public_id, talk) as engine:
             talk.report(0.0, "waiting for the engine")
             known = {model.name: model.state for model in engine.hello(talk).models}
             talk.report(0.1, f"loading {task.model}")

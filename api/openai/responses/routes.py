@@ -1,6 +1,5 @@
 """`/v1/responses`: create (now, in the background, or streamed), show, read on, cancel, delete, list the input."""
 
-import logging
 from typing import Annotated, Any, Literal
 
 from anyio import CancelScope
@@ -14,20 +13,17 @@ from api.context import Context, Ctx, Tenant, page
 from api.contract.document import json_body, or_events
 from api.errors import error_response
 from api.idempotency import Once
-from api.openai.online import CLIENT_CLOSED_REQUEST, check_content_type, wait
-from api.openai.responses.running import input_items, look, make, response_object, stop
+from api.openai.online import CLIENT_CLOSED_REQUEST, cancel, check_content_type, wait
+from api.openai.responses.running import input_items, look, make, response_object
 from api.openai.responses.streaming import ResponseStream
 from api.streaming.leaving import unless_left
 from api.streaming.narration import first_failure
 from api.streaming.response import failed_response
-from core.errors import InvalidRequest, NotFound, Unavailable
-from core.job import TERMINAL_JOB_STATES, JobState
+from core.errors import InvalidRequest, NotFound
+from core.job import JobState
 from core.openai.responses.request import ResponseBody, parse_response_request
 from db import jobs, responses
 from db.responses import StoredResponse
-from db.tables import JobRow
-
-logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
 
@@ -61,7 +57,7 @@ async def create_response(context: Ctx, request: Request, once: Once) -> Respons
 def _stream(context: Context, found: StoredResponse, starting_after: int | None, *, goes_on: bool) -> ResponseStream:
     async def left() -> None:
         if not goes_on:
-            await run_in_threadpool(stop, context, found.job)
+            await run_in_threadpool(cancel, context, found.job)
 
     return ResponseStream(context, found, starting_after, left)
 
@@ -74,7 +70,7 @@ async def _whole(context: Context, request: Request, found: StoredResponse, *, g
     finally:
         if not is_over:  # nobody waits any more, whatever the reason
             with CancelScope(shield=True):
-                await run_in_threadpool(stop, context, found.job)
+                await run_in_threadpool(cancel, context, found.job)
     if ended is None:
         return error_response(CLIENT_CLOSED_REQUEST, "client_closed_request", "the client closed the connection")
     failure = first_failure(ended.outcomes)
@@ -114,33 +110,20 @@ def cancel_response(context: Ctx, tenant: Tenant, response_id: str) -> dict[str,
     found = look(context, tenant, response_id)
     if not response_object(found)["background"]:
         raise InvalidRequest("expected a response that was created with background=true", param="background")
-    stop(context, found.job)
-    _finalize_if_idle(context, found.job)
+    cancel(context, found.job)
     return response_object(look(context, tenant, response_id))
-
-
-def _finalize_if_idle(context: Context, job: JobRow) -> None:
-    """A job that no worker has is ended by the upkeep worker; the reconciler tells it too where the broker is away."""
-    with context.database.begin() as session:
-        progress = jobs.progress(session, [job.id]).get(job.id)
-    if progress is None or not progress.num_busy_chunks:
-        try:
-            context.messages.finalize_job(job.public_id)
-        except Unavailable as error:
-            logger.warning("job %s waits for the reconciler: %s", job.public_id, error)
 
 
 @router.delete("/{response_id}", summary="Delete a response", dependencies=[SUBMIT])
 def delete_response(context: Ctx, tenant: Tenant, response_id: str) -> dict[str, Any]:
     """One that is being made is given up. What continued it can be continued no more."""
     found = look(context, tenant, response_id)
-    is_running = JobState(found.job.state) not in TERMINAL_JOB_STATES
     with context.database.begin() as session:
-        if is_running:
-            jobs.stop(session, found.job, JobState.CANCELLED)
+        is_stopping = jobs.stop(session, found.job, JobState.CANCELLED)
+        progress = jobs.progress(session, [found.job.id]).get(found.job.id)
         responses.remove(session, [response_id])
-    if is_running:
-        _finalize_if_idle(context, found.job)
+    if is_stopping:
+        context.broker.end_if_idle(found.job, progress)
     return {"id": response_id, "object": "response", "deleted": True}
 
 

@@ -137,8 +137,3 @@ def response_object(found: StoredResponse) -> dict[str, Any]:
 def look(context: Context, tenant: str, response_id: str, *, is_stored: bool = True) -> StoredResponse:
     with context.database.begin() as session:
         return responses.find(session, response_id, tenant=tenant, is_stored=is_stored)
-
-
-def stop(context: Context, job: JobRow) -> None:
-    with context.database.begin() as session:
-        jobs.stop(session, job, JobState.CANCELLED)

@@ -152,6 +152,24 @@ def test_a_full_queue_and_a_failing_model_refuse_before_a_prompt_is_counted(
     assert (failing.status_code, failing.json()["error"]["code"]) == (503, "model_unavailable")
 
 
+def test_a_repeated_call_finds_its_job_however_full_its_queue_is(world: World, tmp_path: Path) -> None:
+    # Given a call whose client did not wait for the answer
+    models = f"{MODEL}={save_tiny_model(tmp_path)}"
+    headers = {**bearer(make_key(world)), "Idempotency-Key": "once"}
+    others = {**headers, "Idempotency-Key": "another"}
+    limits = {"models": models, "max_waiting_requests": 1}
+    with client_of(world, **limits) as client, answering(world, success(0)):
+        client.post(CHAT_ENDPOINT, json=CHAT, headers=headers)
+    with world.database.begin() as session:
+        jobs.create_online(session, WAITING)
+    # When
+    with client_of(world, **limits) as client:
+        again = client.post(CHAT_ENDPOINT, json=CHAT, headers=headers)
+        other = client.post(CHAT_ENDPOINT, json=too_long(CHAT_ENDPOINT), headers=others)
+    # Then
+    assert (again.status_code, other.status_code) == (200, 429)
+
+
 def test_a_probe_that_is_refused_by_its_count_leaves_its_place_to_another(world: World, tmp_path: Path) -> None:
     # Given a model that failed a moment ago
     models = f"{MODEL}={save_tiny_model(tmp_path)}"
