@@ -83,8 +83,10 @@ _SUMS = """sum(num_requests) AS num_requests, sum(num_failed) AS num_failed, sum
 _FOLD = text(f"""
 WITH taken AS (
     DELETE FROM usage_entries WHERE id IN (
-        SELECT id FROM (SELECT id, at FROM usage_entries ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED) AS oldest
-        WHERE at < clock_timestamp() - CAST(:older_than AS interval)) RETURNING *
+        SELECT id FROM usage_entries WHERE at < clock_timestamp() - CAST(:older_than AS interval)
+          AND EXISTS (SELECT FROM (SELECT at FROM usage_entries ORDER BY id LIMIT 1) AS oldest
+              WHERE at < clock_timestamp() - 2 * CAST(:older_than AS interval))
+        ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED) RETURNING *
 ), folded AS (
     INSERT INTO usage_days AS d (tenant, day, key_id, model, num_requests, num_failed, prompt_tokens, cached_tokens,
         completion_tokens, device_seconds)
@@ -133,8 +135,8 @@ def note(session: Session, job_id: int, used: Used) -> None:
 
 
 def fold(session: Session, *, limit: int, older_than: timedelta = timedelta()) -> int:
-    """Moves at most `limit` entries into their days and returns how many they were. Two that fold at once take
-    different entries."""
+    """Moves at most `limit` entries into their days and returns how many they were: once the oldest one has twice the
+    age, so that they are looked through now and then, not at every call. Two that fold at once take different ones."""
     return int(session.execute(_FOLD, {"limit": limit, "older_than": older_than}).scalar_one())
 
 

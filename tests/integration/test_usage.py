@@ -75,7 +75,19 @@ def test_entries_from_which_rates_are_read_are_not_folded_yet(client: TestClient
     # When
     reconciler.fold_usage(world.services)
     # Then
-    assert fold(world) == 1
+    assert num_entries(world) == 1
+    # When they are old
+    with world.database.begin() as session:
+        session.execute(text("UPDATE usage_entries SET at = now() - interval '1 hour'"))
+    reconciler.fold_usage(world.services)
+    # Then
+    assert num_entries(world) == 0
+    assert [line["num_requests"] for line in used(client)] == [1]
+
+
+def num_entries(world: World) -> int:
+    with world.database.begin() as session:
+        return int(session.execute(text("SELECT count(*) FROM usage_entries")).scalar_one())
 
 
 def test_an_outcome_that_is_there_already_does_not_count_again(client: TestClient, world: World) -> None:
