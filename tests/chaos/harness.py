@@ -9,15 +9,15 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from core.settings import Settings
 from tests.chaos.check import Differences, differences, run_again
 from tests.chaos.facts import Facts
 from tests.chaos.load import Asker, Loop, Neighbour, is_there, submit
 from tests.chaos.schedule import Hit, Kind, Strike, never_hit, plan
 from tests.chaos.stack import Stack, running_stack
-from tests.e2e.test_up import free_ports
 from tests.null_answers import chat_rows, expected_answer
+from tests.running import temporary_settings
 from tests.servers import temporary_data_directory
+from tests.world import changed
 
 MODEL = "null"
 LEASE_SECONDS = 3.0
@@ -99,20 +99,11 @@ class Result:
 
 
 def run(options: Options) -> Result:
-    with temporary_data_directory() as data_path, temporary_data_directory() as node_data:
-        journal = data_path.parent / "journal"
-        port, flower_port = free_ports()
-        settings = Settings(
-            data_dir=str(data_path),
-            port=port,
-            flower_port=flower_port,
-            node_name="first",
-            models=f"{MODEL}=null:{options.delay_seconds():.3f}>{journal}",
-            engine_slots=SLOTS,
-            chunk_rows=50,
-            lease_seconds=LEASE_SECONDS,
-            reconcile_seconds=1.0,
-        )
+    slow = f"{options.delay_seconds():.3f}"
+    quick = {"engine_slots": SLOTS, "chunk_rows": 50, "lease_seconds": LEASE_SECONDS, "reconcile_seconds": 1.0}
+    with temporary_settings(node_name="first", **quick) as settings, temporary_data_directory() as node_data:
+        journal = settings.data_path.parent / "journal"
+        settings = changed(settings, models=f"{MODEL}=null:{slow}>{journal}")
         with running_stack(settings, node_data) as stack:
             return _Run(options, stack, journal).run()
 

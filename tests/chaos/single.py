@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -23,10 +24,10 @@ from tests.chaos.facts import Facts
 from tests.chaos.load import submit
 from tests.chaos.schedule import Kind
 from tests.chaos.stack import WORDS, Command, await_line
-from tests.e2e.test_up import free_ports
 from tests.null_answers import chat_rows, expected_answer
 from tests.polling import until
-from tests.servers import temporary_data_directory
+from tests.running import temporary_settings
+from tests.world import changed
 from workers.instance import Instance, find_processes
 
 MODEL, SLOW, SLOWER = "null", "slow", "slower"
@@ -160,29 +161,47 @@ class Asked:
             self.error = error
 
 
+class Reading:
+    """A stream that is read to its end on a thread: `text` is what has come, `error` what broke it."""
+
+    def __init__(self, single: Single, method: str, path: str, body: dict[str, object] | None = None) -> None:
+        self.text = ""
+        self.error: httpx.HTTPError | None = None
+        self._thread = threading.Thread(target=self._read, args=(method, f"{single.url}{path}", body), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        self._thread.join()
+
+    def data(self) -> list[dict[str, Any]]:
+        """Of all events but the last one of OpenAI's, which is no object."""
+        lines = [line.removeprefix("data: ") for line in self.text.splitlines() if line.startswith("data: {")]
+        return [msgspec.json.decode(line) for line in lines]
+
+    def _read(self, method: str, url: str, body: dict[str, object] | None) -> None:
+        try:
+            with httpx.stream(method, url, json=body, timeout=60) as response:
+                for text in response.iter_text():
+                    self.text += text
+        except httpx.HTTPError as error:
+            self.error = error
+
+
 @contextmanager
 def running_single() -> Iterator[Single]:
-    with temporary_data_directory() as data_path:
-        port, flower_port = free_ports()
-        settings = Settings(
-            data_dir=str(data_path),
-            port=port,
-            flower_port=flower_port,
-            models=f"{MODEL}=null:0.2,{SLOW}=null:{SLOW_SECONDS},{SLOWER}=null:60",
-            engine_slots=16,
-            chunk_rows=50,
-            lease_seconds=3.0,
-            reconcile_seconds=1.0,
-            file_store=f"file://{data_path.parent}/files",
-        )
-        up = Command(("up", "--no-flower"), settings, data_path.parent / "up.txt")
+    models = f"{MODEL}=null:0.2,{SLOW}=null:{SLOW_SECONDS},{SLOWER}=null:60"
+    quick = {"engine_slots": 16, "chunk_rows": 50, "lease_seconds": 3.0, "reconcile_seconds": 1.0}
+    with temporary_settings(models=models, **quick) as settings:
+        root = settings.data_path.parent
+        settings = changed(settings, file_store=f"file://{root}/files")
+        up = Command(("up", "--no-flower"), settings, root / "up.txt")
         beats: list[Command] = []
         try:
             await_line(up, "Millrace is ready")
             instance = Instance.of(settings)
             database_url, redis_url = locate_cluster(instance, print).url, valkey_url(instance)
-            beats.append(_second_beat(settings, database_url, redis_url, data_path.parent / "beat.txt"))
-            yield Single(up, f"http://127.0.0.1:{port}", database_url, redis_url)
+            beats.append(_second_beat(settings, database_url, redis_url, root / "beat.txt"))
+            yield Single(up, f"http://127.0.0.1:{settings.port}", database_url, redis_url)
         finally:
             for command in (*beats, up):
                 command.clear()

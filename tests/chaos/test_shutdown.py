@@ -1,9 +1,18 @@
 """What SIGTERM does to each part of a running Millrace, and what it does not do to the rows that are under way."""
 
-import psycopg
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import LiteralString
 
+import httpx
+import psutil
+import psycopg
+import pytest
+
+from core.openai.completion import CHAT_ENDPOINT
 from tests.chaos.schedule import Kind
-from tests.chaos.single import SLOW, SLOWER, Asked, Single
+from tests.chaos.single import SLOW, SLOWER, Asked, Reading, Single
 from tests.null_answers import answer_to
 from tests.polling import until
 
@@ -111,3 +120,107 @@ def test_up_ends_within_its_grace_with_rows_under_way_and_goes_on_where_it_was(s
     assert "killing" not in said
     assert not single.finish(max_attempts=3)
     assert set(attempts_counted(single, job)) == {1}
+
+
+@contextmanager
+def heavy_job(single: Single) -> Iterator[str]:
+    """One that is in the middle of a minute of work; cancelled in the end."""
+    until(single.answers)
+    body = {"kind": "warming", "model": SLOWER, "prompts": ["a minute of work"]}
+    job = str(httpx.post(f"{single.url}/api/v1/jobs", json=body, timeout=60).json()["id"])
+    until(lambda: "prompt 1 of 1" in said_by(single, job))
+    yield job
+    until(single.answers)
+    assert httpx.delete(f"{single.url}/api/v1/jobs/{job}", timeout=60).status_code == 202
+    until(lambda: one(single, "SELECT state FROM jobs WHERE public_id = %s", job) == "cancelled")
+
+
+def heavy_worker(single: Single) -> psutil.Process:
+    (worker,) = single.up.parts("heavy-cpu@")
+    return worker
+
+
+def said_by(single: Single, job: str) -> str:
+    """How far a job that is no inference says that it is."""
+    query = "SELECT message FROM heavy_jobs JOIN jobs ON jobs.id = job_id WHERE public_id = %s"
+    return str(one(single, query, job))
+
+
+def claims(single: Single, job: str) -> object:
+    return one(single, "SELECT attempt FROM chunks JOIN jobs ON jobs.id = job_id WHERE public_id = %s", job)
+
+
+def one(single: Single, query: LiteralString, job: str) -> object:
+    with psycopg.connect(single.database_url) as connection:
+        row = connection.execute(query, [job]).fetchone()
+    assert row is not None
+    return row[0]
+
+
+@dataclass
+class Departure:
+    """What became of those who read along, and of a heavy job, when API and heavy worker were asked to end.
+    attempts: of the job, those that count, once it was claimed again."""
+
+    answer: Reading
+    response: Reading
+    events: Reading
+    attempts: list[int]
+
+
+@pytest.fixture(scope="module")
+def departure(single: Single) -> Departure:
+    with heavy_job(single) as job:
+        messages = [{"role": "user", "content": "two seconds"}]
+        answer = Reading(single, "POST", CHAT_ENDPOINT, {"model": SLOW, "messages": messages, "stream": True})
+        response = Reading(single, "POST", "/v1/responses", {"model": SLOWER, "input": "a minute", "stream": True})
+        events = Reading(single, "GET", f"/api/v1/jobs/{job}/events")
+        readings = (answer, response, events)
+        until(lambda: all(reading.text for reading in readings))
+        single.part(Kind.API).terminate()
+        heavy_worker(single).terminate()
+        for reading in readings:
+            reading.wait()
+        wait_for(single, "heavy-cpu", "ended with exit status 0; it is started again")
+        until(lambda: claims(single, job) == 2)
+        attempts = attempts_counted(single, job)
+    return Departure(answer, response, events, attempts)
+
+
+def test_a_stream_that_ends_within_the_grace_ends_whole(departure: Departure) -> None:
+    deltas = [chunk["choices"][0]["delta"].get("content") or "" for chunk in departure.answer.data()]
+    assert departure.answer.error is None
+    assert "".join(deltas) == answer_to([{"role": "user", "content": "two seconds"}])
+    assert departure.answer.text.endswith("data: [DONE]\n\n")
+
+
+def test_a_stream_that_takes_longer_ends_with_an_error_that_says_so(departure: Departure) -> None:
+    told = departure.response.data()
+    assert departure.response.error is None
+    assert told[0]["type"] == "response.created"
+    assert (told[-1]["type"], told[-1]["code"]) == ("error", "interrupted")
+
+
+def test_events_of_a_job_end_without_one_to_be_read_on_elsewhere(departure: Departure) -> None:
+    told = departure.events.data()
+    assert departure.events.error is None
+    assert [event["state"] for event in told if "state" in event] == ["validating", "in_progress"]
+    assert "error" not in departure.events.text
+
+
+def test_a_heavy_worker_that_is_asked_to_end_hands_its_job_back_and_counts_no_attempt(departure: Departure) -> None:
+    assert departure.attempts == [1]
+
+
+def test_a_second_sigterm_ends_a_heavy_worker_that_cannot_write(single: Single) -> None:
+    # Given a worker in the middle of a job, and a database that hangs
+    with heavy_job(single):
+        num_drains = single.log("heavy-cpu").count("draining")
+        with single.frozen("postgres"):
+            # When
+            victim = heavy_worker(single)
+            victim.terminate()
+            until(lambda: single.log("heavy-cpu").count("draining") > num_drains)
+            victim.terminate()
+            # Then
+            wait_for(single, "heavy-cpu ended with exit status 1")

@@ -3,64 +3,31 @@ answers with a hash of the prompt, so a wrong, lost or doubled answer shows. `te
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import openai
-import psutil
-import psycopg
 import pytest
 from openai import OpenAI
 from openai.types import Batch
 
-from cli.local.running import running
-from core.settings import Settings
-from tests.e2e.test_up import free_ports
 from tests.null_answers import chat_rows as rows_for
 from tests.null_answers import encode, expected_answer
 from tests.polling import until
-from tests.servers import temporary_data_directory
-from workers.instance import Instance, find_processes
+from tests.running import Millrace, running_millrace
+from workers.instance import Instance
 
 QUICK, SLOW = "null", "slow"
 ENDED = {"completed", "failed", "cancelled", "expired"}
 
 
-@dataclass(frozen=True)
-class Millrace:
-    settings: Settings
-    url: str
-    client: OpenAI
-
-    def database(self) -> "psycopg.Connection[tuple[object, ...]]":
-        socket_path = Instance.of(self.settings).run_path / "postgresql"
-        return psycopg.connect(f"postgresql://millrace@/millrace?host={socket_path}", autocommit=True)
-
-    def process(self, word: str) -> psutil.Process:
-        """The oldest process of this instance that has the word in its command line."""
-        found = find_processes(Instance.of(self.settings).identity)
-        matching = [process for process in found if any(word in part for part in process.cmdline())]
-        return min(matching, key=lambda process: process.create_time())
-
-
 @pytest.fixture(scope="module")
 def millrace() -> Iterator[Millrace]:
-    with temporary_data_directory() as data_path:
-        port, flower_port = free_ports()
-        settings = Settings(
-            data_dir=str(data_path),
-            port=port,
-            flower_port=flower_port,
-            models=f"{QUICK}=null:,{SLOW}=null:0.25",
-            chunk_rows=50,
-            lease_seconds=3.0,
-            reconcile_seconds=1.0,
-        )
-        with running(settings) as started:
-            client = OpenAI(base_url=f"{started.url}/v1", api_key="unused", max_retries=0)
-            yield Millrace(settings, started.url, client)
-            client.close()
+    models = f"{QUICK}=null:,{SLOW}=null:0.25"
+    with running_millrace(
+        with_flower=True, models=models, chunk_rows=50, lease_seconds=3.0, reconcile_seconds=1.0
+    ) as started:
+        yield started
 
 
 def chat_rows(count: int, model: str = QUICK) -> list[dict[str, object]]:

@@ -13,13 +13,10 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from openai import AsyncOpenAI, OpenAI
 from pydantic import SecretStr
 
-from cli.local.running import running
 from core.protocol import Generate
-from core.settings import Settings
 from engine.null import answer_text, embedding
-from tests.e2e.test_up import free_ports
 from tests.polling import until
-from tests.servers import temporary_data_directory
+from tests.running import running_millrace
 
 # LiteLLM would fetch its table of prices over the network when it is imported.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
@@ -38,11 +35,8 @@ class Clients:
 
 @pytest.fixture(scope="module")
 def clients() -> Iterator[Clients]:
-    with temporary_data_directory() as data_path:
-        port, flower_port = free_ports()
-        settings = Settings(data_dir=str(data_path), port=port, flower_port=flower_port, models=f"{MODEL}=null:")
-        with running(settings) as started, OpenAI(base_url=f"{started.url}/v1", api_key=KEY, max_retries=0) as official:
-            yield Clients(f"{started.url}/v1", official)
+    with running_millrace(with_flower=True, models=f"{MODEL}=null:") as started:
+        yield Clients(f"{started.url}/v1", started.client)
 
 
 def expected(role: str = "user") -> str:

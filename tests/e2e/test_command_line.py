@@ -19,9 +19,8 @@ from core.settings import BUILTIN_MODEL, PREFIX, Settings
 from tasks.factory import create_app
 from tasks.messages import TRAIN_BUILTIN_MODEL
 from tasks.queues import heavy_queue
-from tests.e2e.test_up import free_ports
 from tests.polling import until
-from tests.servers import temporary_data_directory
+from tests.running import temporary_settings
 from workers.instance import Instance
 
 
@@ -54,10 +53,9 @@ class Shell:
 @pytest.fixture(scope="module")
 def settings(builtin_model: Path) -> Iterator[Settings]:
     """Of a data directory that holds the trained model already."""
-    with temporary_data_directory() as data_path:
-        shutil.copytree(builtin_model, data_path / "models" / BUILTIN_MODEL)
-        port, flower_port = free_ports()
-        yield Settings(data_dir=str(data_path), port=port, flower_port=flower_port, auth="required")
+    with temporary_settings(auth="required") as settings:
+        shutil.copytree(builtin_model, settings.data_path / "models" / BUILTIN_MODEL)
+        yield settings
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,12 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI
 
-from cli.local.running import running
-from core.settings import Settings
-from tests.e2e.test_batch import Millrace
-from tests.e2e.test_up import free_ports
 from tests.engine_models import save_tiny_model
 from tests.null_answers import expected_answer
 from tests.polling import until
-from tests.servers import temporary_data_directory
+from tests.running import Millrace, running_millrace
 
 QUICK, SLOW, HELD, TINY = "null", "slow", "held", "tiny"
 NUM_READERS = 64
@@ -30,19 +26,9 @@ def millrace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Millrace]:
     directory = save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
     with (directory / "chat_template.jinja").open("a") as template:
         template.write("{% if tools %}<tool_call>{% endif %}")
-    with temporary_data_directory() as data_path:
-        port, flower_port = free_ports()
-        settings = Settings(
-            data_dir=str(data_path),
-            port=port,
-            flower_port=flower_port,
-            models=f"{QUICK}=null:,{SLOW}=null:4,{HELD}=null:3600,{TINY}={directory}",
-            reconcile_seconds=1.0,
-        )
-        with running(settings, with_flower=False) as started:
-            client = OpenAI(base_url=f"{started.url}/v1", api_key="unused", max_retries=0, timeout=120)
-            yield Millrace(settings, started.url, client)
-            client.close()
+    models = f"{QUICK}=null:,{SLOW}=null:4,{HELD}=null:3600,{TINY}={directory}"
+    with running_millrace(models=models, reconcile_seconds=1.0) as started:
+        yield started
 
 
 def question(text: str, model: str) -> dict[str, object]:

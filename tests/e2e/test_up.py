@@ -4,7 +4,6 @@ no torch: what it says, what it refuses, what it survives, and that it leaves no
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pytest
 from cli.local.running import running
 from core.errors import Unavailable
 from core.settings import PREFIX, Settings
+from tests.running import free_ports
 from tests.servers import temporary_data_directory
 from workers.instance import Instance, find_processes
 
@@ -132,11 +132,6 @@ def environment() -> dict[str, str]:
 def run(*arguments: str, cwd: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
     env = {**environment(), **variables}
     return subprocess.run([*COMMAND, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False)
-
-
-def free_ports() -> tuple[int, int]:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        return one.getsockname()[1], other.getsockname()[1]
 
 
 def get(url: str) -> dict[str, Any]:

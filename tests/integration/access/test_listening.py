@@ -14,9 +14,9 @@ from api.access.binding import check_binding, check_open_address, check_tls
 from cli.client import call, connect, server_of
 from core.errors import ConfigurationError, Unavailable
 from core.settings import Settings, settings_environment
-from tests.e2e.test_up import free_ports
 from tests.integration.access.keys import bearer, expired_key, make_key
 from tests.polling import until
+from tests.running import free_ports
 from tests.world import World, changed
 
 # Of `localhost`, made for this test and known to everybody.
