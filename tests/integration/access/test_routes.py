@@ -179,6 +179,46 @@ def test_lists_show_the_tenants_own(world: World, client: TestClient) -> None:
     assert [len(data) for data in ours] == [1, 1]
 
 
+# Each list, and what stands in it.
+LISTS = {
+    "/v1/files": "file_id",
+    "/v1/batches": "batch_id",
+    "/v1/webhook_endpoints": "webhook_endpoint_id",
+    "/api/v1/jobs": "job_id",
+    "/api/v1/artifacts": "artifact_id",
+    "/api/v1/keys": "key_id",
+}
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_a_list_neither_shows_what_is_anothers_nor_goes_on_behind_it(
+    world: World, client: TestClient, path: str
+) -> None:
+    # Given
+    name = OTHERS[LISTS[path]](world)
+    theirs, ours = bearer(make_key(world, tenant="other")), bearer(make_key(world))
+    # When / Then
+    assert name not in client.get(path, headers=theirs).text
+    assert name in client.get(path, headers=ours).text
+    assert client.get(path, params={"after": name}, headers=theirs).status_code == NOT_FOUND
+    assert client.get(path, params={"after": name}, headers=ours).status_code == 200
+
+
+def test_a_body_that_names_what_is_anothers_finds_nothing(world: World, client: TestClient) -> None:
+    # Given
+    theirs = bearer(make_key(world, tenant="other"))
+    file_id, response_id = world.upload(batch_file(range(2))), stored_response(world)
+    bodies = {
+        "/api/v1/jobs": {"kind": "inference", "input_file_id": file_id},
+        "/v1/batches": {"input_file_id": file_id, "endpoint": CHAT_ENDPOINT, "completion_window": "24h"},
+        "/v1/responses": {"model": MODEL, "input": "hi", "previous_response_id": response_id},
+    }
+    # When
+    statuses = {path: client.post(path, json=body, headers=theirs).status_code for path, body in bodies.items()}
+    # Then
+    assert set(statuses.values()) == {NOT_FOUND}, statuses
+
+
 def test_few_paths_are_open_and_none_of_them_tells_anything(client: TestClient) -> None:
     # Given
     app = client.app
