@@ -45,20 +45,25 @@ class Broker:
 
     def wake_up(self, job: JobRow) -> None:
         """For an online job that is committed. Called from a thread, as the broker may take its time."""
-        try:
-            chunk = f"{job.public_id}#0"
-            self._messages.wake_up(ServiceClass.ONLINE, job.model or "", chunk)
-        except Unavailable as error:
-            self._seen_at = float("-inf")
-            logger.warning("job %s waits for the dispatcher: %s", job.public_id, error)
+        model, chunk = job.model or "", f"{job.public_id}#0"
+        wait = f"job {job.public_id} waits for the dispatcher"
+        self._send(lambda: self._messages.wake_up(ServiceClass.ONLINE, model, chunk), wait)
 
     def end_if_idle(self, job: JobRow, progress: Progress | None) -> None:
         """For a job that was stopped: where no worker has it any more, the upkeep worker ends it. Called from a
         thread."""
         if progress is not None and progress.num_busy_chunks:
             return
+        self._send(lambda: self._messages.finalize_job(job.public_id), f"job {job.public_id} waits for the reconciler")
+
+    def remove_artifacts(self, node: str) -> None:
+        """For artifacts of this node that were deleted: it takes their directories away. Called from a thread."""
+        self._send(lambda: self._messages.remove_artifacts(node), f"artifacts of {node} wait for the next retention")
+
+    def _send(self, send: Callable[[], None], wait: str) -> None:
+        """wait: what happens where the message cannot be sent."""
         try:
-            self._messages.finalize_job(job.public_id)
+            send()
         except Unavailable as error:
             self._seen_at = float("-inf")
-            logger.warning("job %s waits for the reconciler: %s", job.public_id, error)
+            logger.warning("%s: %s", wait, error)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.console import Console
@@ -69,7 +69,7 @@ def create(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
     )
     with opened(settings) as database, database.begin() as session:
         row, key = keys.create(session, new)
-        shown = {**key_object(row), "key": key}
+        shown = {**key_object(row, keys.now(session)), "key": key}
     if as_json:
         _print_json(shown)
         return
@@ -88,7 +88,8 @@ def parse_age(text: str) -> timedelta:
 
 def list_keys(settings: Settings, tenant: str | None, *, as_json: bool) -> None:
     with opened(settings) as database, database.begin() as session:
-        objects = [key_object(row) for row in keys.list_keys(session, tenant=tenant)]
+        now = keys.now(session)
+        objects = [key_object(row, now) for row in keys.list_keys(session, tenant=tenant)]
     if as_json:
         _print_json(objects)
         return
@@ -103,7 +104,7 @@ def list_keys(settings: Settings, tenant: str | None, *, as_json: bool) -> None:
 def revoke(settings: Settings, name: str, *, as_json: bool) -> None:
     """Raises NotFound."""
     with opened(settings) as database, database.begin() as session:
-        shown = key_object(keys.revoke(session, name))
+        shown = key_object(keys.revoke(session, name), keys.now(session))
     if as_json:
         _print_json(shown)
     else:
@@ -116,7 +117,8 @@ def limit_tenant(settings: Settings, tenant: str, limits: Limits) -> None:
     Console(highlight=False).print(f"tenant {tenant}: {limits_text(limits)}", markup=False)
 
 
-def key_object(row: ApiKeyRow) -> dict[str, Any]:
+def key_object(row: ApiKeyRow, now: datetime) -> dict[str, Any]:
+    """now: of the database, by whose clock keys expire."""
     return {
         "id": row.public_id,
         "prefix": row.prefix,
@@ -127,7 +129,7 @@ def key_object(row: ApiKeyRow) -> dict[str, Any]:
         "requests_per_minute": row.requests_per_minute,
         "tokens_per_minute": row.tokens_per_minute,
         "concurrent_jobs": row.concurrent_jobs,
-        "state": keys.state_of(row, datetime.now(UTC)),
+        "state": keys.state_of(row, now),
         "created_at": row.created_at.isoformat(),
         "expires_at": row.expires_at and row.expires_at.isoformat(),
         "last_used_at": row.last_used_at and row.last_used_at.isoformat(),

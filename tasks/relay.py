@@ -136,11 +136,18 @@ class RedisRelay:
                 self._changed.wait_for(lambda: self._gathered or self._is_closing)
                 told, self._gathered, self._is_urgent = self._gathered, [], False
             if told:
-                self._write(told)
+                self._tell(told)
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closing or self._is_urgent, GATHER_SECONDS)
                 if self._is_closing and not self._gathered:
                     return
+
+    def _tell(self, told: list[_Told]) -> None:
+        """What cannot be told is lost, as the relay may lose anything; the thread goes on for everybody else."""
+        try:
+            self._write(told)
+        except Exception:
+            logger.exception("%d pieces and ends could not be told", len(told), extra={"event": "relay.failed"})
 
     def _write(self, told: list[_Told]) -> None:
         by_job: defaultdict[str, list[_Told]] = defaultdict(list)

@@ -1,5 +1,5 @@
 """Says again and again that the models of a device are served, so that those of a node that is gone are not offered for
-ever."""
+ever. `Repeated` is what every thread of that kind has in common."""
 
 import logging
 import threading

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from api.access.scopes import ADMIN
-from api.context import Ctx, Tenant
+from api.context import Ctx, Tenant, page
 from core.access import DEFAULT_SCOPES, Limits, Scope
 from core.job import MAX_PRIORITY, MIN_PRIORITY
 from db.access import keys
@@ -145,13 +145,7 @@ def list_keys(
     with context.database.begin() as session:
         rows = keys.list_keys(session, tenant=tenant, after=after, limit=limit + 1)
         now = keys.now(session)
-    data = [_shown(row, now) for row in rows[:limit]]
-    return KeyPage(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=len(rows) > limit,
-    )
+    return KeyPage.model_validate(page([_shown(row, now).model_dump() for row in rows], limit))
 
 
 @router.delete("/{key_id}", summary="Revoke a key", dependencies=[ADMIN])

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
 from api.access.scopes import READ, SUBMIT
-from api.context import Context, Ctx, Tenant
-from core.errors import Unavailable
+from api.context import Ctx, Tenant, page
 from db import models
 from db.models import normal
 from db.native import artifacts
@@ -102,14 +101,8 @@ def list_artifacts(
     with context.database.begin() as session:
         found = artifacts.list_artifacts(session, tenant=tenant, after=after, limit=limit + 1)
         served = models.served_from(session)
-    data = [_shown(row, served) for row in found.rows[:limit]]
-    return ArtifactPage(
-        data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
-        has_more=len(found.rows) > limit,
-        total_bytes=found.total_bytes,
-    )
+    shown = [_shown(row, served).model_dump() for row in found.rows]
+    return ArtifactPage.model_validate({**page(shown, limit), "total_bytes": found.total_bytes})
 
 
 @router.get("/{artifact_id}", summary="Show a model that a job made", dependencies=[READ])
@@ -124,16 +117,8 @@ def delete_artifact(context: Ctx, tenant: Tenant, artifact_id: str) -> ArtifactD
     from it; the message says where."""
     with context.database.begin() as session:
         row = artifacts.remove(session, artifact_id, tenant=tenant)
-    _announce(context, row.node)
+    context.broker.remove_artifacts(row.node)
     return ArtifactDeleted(id=artifact_id)
-
-
-def _announce(context: Context, node: str) -> None:
-    """Retention sends it too, should the broker be away."""
-    try:
-        context.messages.remove_artifacts(node)
-    except Unavailable:
-        return
 
 
 def _shown(row: ArtifactRow, served: Mapping[str, Sequence[str]]) -> Artifact:

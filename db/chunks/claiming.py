@@ -45,15 +45,22 @@ _ONLINE_CANDIDATES = """
 """
 
 _SHARED_CANDIDATES = """
-    SELECT candidate.id, share.priority, share.used_tokens FROM open
-    JOIN tenant_shares AS share ON share.service_class = :service_class AND share.model = open.model
+    SELECT candidate.id, share.priority, share.used_tokens FROM (
+        SELECT share.model, share.tenant, share.priority, share.used_tokens FROM open
+        JOIN tenant_shares AS share ON share.service_class = :service_class AND share.model = open.model
+        {order}
+    ) AS share
     CROSS JOIN LATERAL (
         SELECT id FROM chunks
         WHERE state = 'waiting' AND available_at IS NULL AND service_class = :service_class AND model = share.model
           AND priority = share.priority AND tenant = share.tenant
         ORDER BY id LIMIT 16
     ) AS candidate
+    {order} {limit}
 """
+# So the claim looks at those tenants whose turn it is, however many wait.
+_BY_TURN = {"order": "ORDER BY share.priority DESC, share.used_tokens", "limit": "LIMIT 256"}
+_ALL_TURNS = {"order": "", "limit": ""}
 
 # One row is locked, the best that nobody else is claiming: locking one per tenant would take it from other claimers.
 _CLAIM = """
@@ -88,7 +95,8 @@ def _claim(candidates: str, charge: str = "") -> TextClause:
 
 _CLAIM_ONLINE = _claim(_ONLINE_CANDIDATES.format(order="priority DESC, id"))
 _CLAIM_ONLINE_OLDEST = _claim(_ONLINE_CANDIDATES.format(order="id"))
-_CLAIM_SHARED = _claim(_SHARED_CANDIDATES, _CHARGE)
+_CLAIM_SHARED = _claim(_SHARED_CANDIDATES.format(**_BY_TURN), _CHARGE)
+_CLAIM_SHARED_OLDEST = _claim(_SHARED_CANDIDATES.format(**_ALL_TURNS), _CHARGE)
 
 _BACKLOG = text("""
 SELECT wanted.service_class, wanted.model, waiting.names
@@ -117,7 +125,7 @@ def claim(
     takes_oldest: bool = False,
 ) -> Lease | None:
     """The best waiting chunk among these models, leased to `owner`; None when nothing waits, or all is paused."""
-    statement = _CLAIM_SHARED
+    statement = _CLAIM_SHARED_OLDEST if takes_oldest else _CLAIM_SHARED
     if service_class == ServiceClass.ONLINE:
         statement = _CLAIM_ONLINE_OLDEST if takes_oldest else _CLAIM_ONLINE
     values = {

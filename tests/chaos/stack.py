@@ -22,6 +22,7 @@ from cli.local.valkey import valkey_url
 from core.lifeline import PARENT_VARIABLE
 from core.settings import PREFIX, Settings, settings_environment
 from tests.chaos.schedule import Kind
+from tests.polling import until
 from workers.instance import Instance, find_processes
 
 WORDS = {
@@ -175,11 +176,11 @@ def running_stack(settings: Settings, node_data: Path) -> Iterator[Stack]:
 
 
 def await_line(command: Command, text: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not command.said(text):
+    def said() -> bool:
         assert command.process.poll() is None, command.tail()
-        assert time.monotonic() < deadline, command.tail()
-        time.sleep(0.05)
+        return command.said(text)
+
+    until(said, deadline_seconds=START_SECONDS, told=command.tail)
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> bool:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ import pytest
 from cli.local.running import running
 from core.errors import Unavailable
 from core.settings import PREFIX, Settings
+from tests.polling import until
 from tests.running import free_ports
 from tests.servers import temporary_data_directory
 from workers.instance import Instance, find_processes
@@ -59,11 +59,11 @@ class Up:
             )
 
     def wait_until(self, holds: Callable[[], object]) -> None:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not holds():
+        def seen() -> object:
             assert self.process.poll() is None, self.output
-            assert time.monotonic() < deadline, self.output
-            time.sleep(0.05)
+            return holds()
+
+        until(seen, told=lambda: self.output)
 
     def answers(self) -> bool:
         try:

@@ -83,6 +83,21 @@ def test_an_end_follows_what_was_told_before_it(redis: Redis) -> None:
     assert 0 < redis.ttl(answer_stream(JOB)) <= 60
 
 
+def test_what_cannot_be_told_ends_nothing_else(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    # Given
+    relay = RedisRelay(redis)
+    # When
+    relay.publish(JOB, piece(0, "\ud800"))  # half of a character, which no encoding knows
+    until(lambda: "could not be told" in caplog.text)
+    relay.publish(JOB, piece(1))
+    relay.announce(JOB)
+    relay.close()
+    # Then
+    *pieces, end = entries(redis)
+    assert [one.offset for fields in pieces for one in decode_pieces(fields[b"pieces"])] == [1]
+    assert end[b"event"] == b"done"
+
+
 def test_the_first_piece_goes_out_without_waiting_for_the_next(redis: Redis) -> None:
     relay = RedisRelay(redis)
     relay.publish(JOB, piece(0))

@@ -4,6 +4,7 @@ from anyio.abc import TaskGroup
 
 from api.draining import Drain, Draining
 from core.openai.completion import CHAT_ENDPOINT
+from db.tables import JobRow
 from tests.integration.test_streaming import Reader, Scene, play, scene, until
 
 __all__ = ["scene"]
@@ -17,15 +18,19 @@ async def read_until_the_end_of_the_server(reader: Reader, group: TaskGroup, dra
     group.start_soon(app, scope, reader.receive, reader.send)
 
 
+async def read_some(scene: Scene, job: JobRow, reader: Reader, group: TaskGroup, drain: Drain) -> None:
+    await read_until_the_end_of_the_server(reader, group, drain)
+    scene.publish(job, 0, "to ")
+    await until(lambda: reader.text == "to ")
+
+
 def test_a_stream_that_is_cut_off_ends_with_an_error_and_its_job_is_let_go(scene: Scene) -> None:
     # Given a reader who has some of the answer
     job = scene.job()
     reader, drain = scene.reader(job), Drain(finish_seconds=0.0)
 
     async def plot(group: TaskGroup) -> None:
-        await read_until_the_end_of_the_server(reader, group, drain)
-        scene.publish(job, 0, "to ")
-        await until(lambda: reader.text == "to ")
+        await read_some(scene, job, reader, group, drain)
         # When
         drain.begin()
         await until(lambda: not drain.running)
@@ -62,9 +67,7 @@ def test_a_stream_that_ends_in_time_is_not_cut_off(scene: Scene) -> None:
     reader, drain = scene.reader(job), Drain(finish_seconds=3600.0)
 
     async def plot(group: TaskGroup) -> None:
-        await read_until_the_end_of_the_server(reader, group, drain)
-        scene.publish(job, 0, "to ")
-        await until(lambda: reader.text == "to ")
+        await read_some(scene, job, reader, group, drain)
         # When
         drain.begin()
         scene.finish(job, "to grind")
