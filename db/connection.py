@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from psycopg.rows import dict_row
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine import URL, Engine, make_url
@@ -103,6 +104,7 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 5) -> None:
         self.engine = make_engine(url, pool_size=pool_size)
+        self._quick = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         self._is_closed = False
         event.listen(self.engine, "checkin", self._close_late)
@@ -111,17 +113,16 @@ class Database:
     def begin(self) -> Iterator[Session]:
         """Raises Unavailable when the server is away or the pool is exhausted, InvalidRequest when a value cannot be
         stored (a NUL character, a number out of range)."""
-        try:
-            with self._sessions.begin() as session:
-                yield session
-        except (*_AWAY, PoolTimeout) as error:
-            raise Unavailable(f"PostgreSQL is away: {_reason(error)}; it will be tried again") from error
-        except (DataError, psycopg.DataError) as error:
-            raise InvalidRequest(f"PostgreSQL cannot store a value: {_reason(error)}") from error
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise Unavailable(f"PostgreSQL closed the connection: {_reason(error)}") from error
-            raise
+        with _translated(), self._sessions.begin() as session:
+            yield session
+
+    def run(self, statement: "Statement", values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """One statement that is a transaction of its own, for where every request passes: one way to the server instead
+        of three. Rows by the names of their columns. Raises as `begin`."""
+        with _translated(), self._quick.connect() as connection:
+            raw = connection.connection.driver_connection
+            assert isinstance(raw, psycopg.Connection)
+            return statement.rows(raw, values)
 
     def check(self) -> str:
         """The server's version. Raises Unavailable."""
@@ -154,6 +155,25 @@ class Statement:
 
     def execute(self, session: Session, values: Mapping[str, Any]) -> "psycopg.Cursor[tuple[Any, ...]]":
         return driver(session).execute(self._query, values)
+
+    def rows(self, connection: "psycopg.Connection[Any]", values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        with connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(self._query, values).fetchall()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Foreign exceptions become those of `core.errors`."""
+    try:
+        yield
+    except (*_AWAY, PoolTimeout) as error:
+        raise Unavailable(f"PostgreSQL is away: {_reason(error)}; it will be tried again") from error
+    except (DataError, psycopg.DataError) as error:
+        raise InvalidRequest(f"PostgreSQL cannot store a value: {_reason(error)}") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise Unavailable(f"PostgreSQL closed the connection: {_reason(error)}") from error
+        raise
 
 
 def _reason(error: Exception) -> str:

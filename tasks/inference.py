@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 
 from celery import shared_task
 
@@ -20,21 +21,21 @@ TURN_SECONDS = 1.0  # a message costs as much as hundreds of short rows: it is g
 
 @shared_task(name=RUN_CHUNK)
 def run_chunk(model: str, chunk: str, service_class: str) -> None:
-    """A wake-up: claims the best waiting chunk of the class and runs it, then the next, as long as its turn lasts;
-    `model` and `chunk` say which was meant."""
+    """A wake-up; `model` and `chunk` say which was meant. What people wait for runs on a thread of its own; of a batch
+    the best waiting chunk is claimed and run, then the next, as long as the message's turn lasts."""
     services = current()
     if services.chunks is None:
         raise ConfigurationError(f"this worker has no engine, but got chunk {chunk} of {model}: check its queues")
-    wanted = ServiceClass(service_class)
-    turn_ends_at = time.monotonic() + (TURN_SECONDS if wanted is ServiceClass.BATCH else 0.0)
-    while (run := services.chunks.run(wanted)) is not None:
+    if ServiceClass(service_class) is ServiceClass.ONLINE:
+        services.chunks.serve_online(lambda runs: _close_online(services, runs))
+        return
+    turn_ends_at = time.monotonic() + TURN_SECONDS
+    while (run := services.chunks.run_batch()) is not None:
         if run.lost_model is not None:
             _report_loss(services, run.lost_model)
         if run.is_closed:
-            _close(services, wanted, run)
-        # Whoever waits for an answer sends a message with each request; one that is handed back needs another.
-        if wanted is ServiceClass.BATCH or not run.is_closed:
-            dispatcher.refill(services)
+            _close_batch(services, run)
+        dispatcher.refill(services)
         if not run.is_done or time.monotonic() >= turn_ends_at:
             return
 
@@ -46,18 +47,26 @@ def _report_loss(services: Services, model: str) -> None:
     Breaker.of(settings, services.redis).failed(model, device=device)
 
 
-def _close(services: Services, service_class: ServiceClass, run: ChunkRun) -> None:
-    """A job of one request ends here; one with files is finalized by a worker that has time for it."""
-    if service_class is ServiceClass.ONLINE:
-        if run.is_done:  # the answer is committed; whoever waits need not wait for the rest
-            services.relay.announce(run.job_public_id, run.end)
-        if not run.is_completed:
-            finalizing.finalize(services, run.job_public_id)
-        if not run.is_done:
-            services.relay.announce(run.job_public_id)
-        return
+def _close_batch(services: Services, run: ChunkRun) -> None:
+    """A job with files is finalized by a worker that has time for it."""
     if finalizing.is_ready(services, run.job_id):
         try:
             services.messages.finalize_job(run.job_public_id)
         except Unavailable as error:
             logger.warning("job %s waits for its files: %s", run.job_public_id, error)
+
+
+def _close_online(services: Services, runs: Sequence[ChunkRun]) -> None:
+    """A job of one request ends here. Answers that are committed are told before all else."""
+    for run in runs:
+        if run.is_done:
+            services.relay.announce(run.job_public_id, run.end)
+    for run in runs:
+        if run.lost_model is not None:
+            _report_loss(services, run.lost_model)
+        if run.is_closed and not run.is_completed:
+            finalizing.finalize(services, run.job_public_id)
+        if run.is_closed and not run.is_done:
+            services.relay.announce(run.job_public_id)
+    if any(not run.is_closed for run in runs):  # one that is handed back needs another message
+        dispatcher.refill(services)

@@ -3,13 +3,13 @@
 A chunk runner is there only in the online and batch workers of a device, a heavy runner in its heavy worker.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from redis import Redis
 
 from core.errors import ConfigurationError
-from core.job import ServiceClass
 from core.protocol import Hello
 from core.settings import Settings
 from db.connection import Database
@@ -33,9 +33,17 @@ class ChunkRun:
     end: End | None = None
 
 
+Close = Callable[[Sequence[ChunkRun]], None]
+
+
 class ChunkRunner(Protocol):
-    def run(self, service_class: ServiceClass) -> ChunkRun | None:
-        """Claims the best waiting chunk of this class and runs it. None when nothing waits or no engine is ready."""
+    def run_batch(self) -> ChunkRun | None:
+        """Claims the best waiting chunk of a batch and runs it. None when nothing waits or no engine is ready."""
+        ...
+
+    def serve_online(self, close: Close) -> None:
+        """Says that online requests may wait, and returns at once. They are claimed and run on a thread of the runner,
+        which tells `close` how they ended."""
         ...
 
     def model_kinds(self) -> dict[str, str]:

@@ -4,7 +4,7 @@ Every write of a worker begins with an `UPDATE chunks … WHERE id, owner and at
 commit: a worker whose lease was taken finds no row, raises LeaseLost and has written nothing.
 """
 
-from db.chunks.claiming import Backlog, backlog, claim
+from db.chunks.claiming import Backlog, backlog, claim, claim_online
 from db.chunks.lease import LEASE_COLUMNS, Crash, Lease, Outcome, Request, Retry, WriteResult, lease_of
 from db.chunks.leases import Held, Standing, clamp, expire, renew, standing
 from db.chunks.writing import cancel_stopped, delay, hand_back, unfinished, wake_delayed, write
@@ -23,6 +23,7 @@ __all__ = [
     "backlog",
     "cancel_stopped",
     "claim",
+    "claim_online",
     "clamp",
     "delay",
     "expire",

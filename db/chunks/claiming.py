@@ -9,14 +9,16 @@ Ageing: a worker asks now and then (`takes_oldest`) for the chunk that has waite
 lowest priority moves too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from core.job import ServiceClass
-from db.chunks.lease import LEASE_COLUMNS, Lease, lease_of
+from db.chunks.lease import LEASE_COLUMNS, Lease, Request, lease_of
+from db.connection import Database, Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ WITH open AS ({open}), candidates AS ({candidates}), best AS (
     WHERE chunks.state = 'waiting' AND chunks.available_at IS NULL
     ORDER BY CASE WHEN :takes_oldest THEN 0 ELSE candidates.priority END DESC,
         CASE WHEN :takes_oldest THEN 0 ELSE candidates.used_tokens END, chunks.id
-    LIMIT 1 FOR UPDATE OF chunks SKIP LOCKED
+    LIMIT {limit} FOR UPDATE OF chunks SKIP LOCKED
 ), claimed AS (
     UPDATE chunks AS c SET state = 'running', owner = :owner, attempt = c.attempt + 1,
         lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
@@ -77,7 +79,24 @@ WITH open AS ({open}), candidates AS ({candidates}), best AS (
     WHERE c.id = best.id AND jobs.id = c.job_id
     RETURNING {lease}, c.priority, c.cost_tokens
 ){charge}
-SELECT * FROM claimed
+{result}
+"""
+
+_LEASED = "SELECT * FROM claimed"
+
+# Where people wait: with the requests that have no outcome yet, which are few, in the order of their claims. The claim
+# need not reach the disk at once, as nothing is lost with it: an answer that was committed under it takes it along, and
+# without one the chunk waits again.
+_LEASED_WITH_REQUESTS = """
+SELECT claimed.*, asked.indexes, asked.bodies
+FROM claimed CROSS JOIN (SELECT set_config('synchronous_commit', 'off', true)) AS quick
+CROSS JOIN LATERAL (
+    SELECT array_agg(r.index ORDER BY r.index) AS indexes, array_agg(r.body ORDER BY r.index) AS bodies
+    FROM requests r
+    WHERE r.job_id = claimed.job_id AND NOT EXISTS (
+        SELECT FROM outcomes o WHERE o.job_id = r.job_id AND o.index = r.index)
+) AS asked
+ORDER BY claimed.priority DESC, claimed.chunk_id
 """
 
 _CHARGE = """, charged AS (
@@ -89,14 +108,22 @@ _CHARGE = """, charged AS (
 )"""
 
 
-def _claim(candidates: str, charge: str = "") -> TextClause:
-    return text(_CLAIM.format(open=_OPEN_MODELS, candidates=candidates, lease=LEASE_COLUMNS, charge=charge))
+def _claim(candidates: str, *, charge: str = "", result: str = _LEASED, limit: str = "1") -> str:
+    return _CLAIM.format(
+        open=_OPEN_MODELS, candidates=candidates, lease=LEASE_COLUMNS, charge=charge, result=result, limit=limit
+    )
 
 
-_CLAIM_ONLINE = _claim(_ONLINE_CANDIDATES.format(order="priority DESC, id"))
-_CLAIM_ONLINE_OLDEST = _claim(_ONLINE_CANDIDATES.format(order="id"))
-_CLAIM_SHARED = _claim(_SHARED_CANDIDATES.format(**_BY_TURN), _CHARGE)
-_CLAIM_SHARED_OLDEST = _claim(_SHARED_CANDIDATES.format(**_ALL_TURNS), _CHARGE)
+_ONLINE = _ONLINE_CANDIDATES.format(order="priority DESC, id")
+_ONLINE_OLDEST = _ONLINE_CANDIDATES.format(order="id")
+_CLAIM_ONLINE, _CLAIM_ONLINE_OLDEST = text(_claim(_ONLINE)), text(_claim(_ONLINE_OLDEST))
+_CLAIM_SHARED, _CLAIM_SHARED_OLDEST = (
+    text(_claim(_SHARED_CANDIDATES.format(**turn), charge=_CHARGE)) for turn in (_BY_TURN, _ALL_TURNS)
+)
+_CLAIM_ASKED, _CLAIM_ASKED_OLDEST = (
+    Statement(_claim(candidates, result=_LEASED_WITH_REQUESTS, limit=":limit"))
+    for candidates in (_ONLINE, _ONLINE_OLDEST)
+)
 
 _BACKLOG = text("""
 SELECT wanted.service_class, wanted.model, waiting.names
@@ -139,6 +166,34 @@ def claim(
     if row is None:
         return None
     return lease_of(row._mapping, lease_seconds)
+
+
+def claim_online(
+    database: Database,
+    *,
+    owner: str,
+    models: Sequence[str],
+    lease_seconds: float,
+    limit: int,
+    takes_oldest: bool = False,
+) -> list[tuple[Lease, list[Request]]]:
+    """The best online chunks that wait, `limit` at most, leased to `owner`, each with its unfinished requests. A
+    transaction of its own."""
+    values = {
+        "owner": owner,
+        "service_class": ServiceClass.ONLINE.value,
+        "models": list(models),
+        "lease_seconds": lease_seconds,
+        "takes_oldest": takes_oldest,
+        "limit": limit,
+    }
+    statement = _CLAIM_ASKED_OLDEST if takes_oldest else _CLAIM_ASKED
+    return [_asked(row, lease_seconds) for row in database.run(statement, values)]
+
+
+def _asked(row: Mapping[str, Any], lease_seconds: float) -> tuple[Lease, list[Request]]:
+    found = zip(row["indexes"] or (), row["bodies"] or (), strict=True)
+    return lease_of(row, lease_seconds), [Request(index, body.encode()) for index, body in found]
 
 
 def backlog(session: Session, *, window: int) -> list[Backlog]:

@@ -1,6 +1,8 @@
 """What a worker and the database tell each other about a claimed chunk. Plain values; knows no SQL."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import RowMapping
 
@@ -94,7 +96,7 @@ class WriteResult:
     is_stopping: bool
 
 
-def lease_of(row: RowMapping, lease_seconds: float) -> Lease:
+def lease_of(row: RowMapping | Mapping[str, Any], lease_seconds: float) -> Lease:
     """`row`: has LEASE_COLUMNS, and what else the claim returned."""
     fields = {name: row[name] for name in Lease.__slots__ if name != "lease_seconds"}
     return Lease(**fields, lease_seconds=lease_seconds)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from core.job import JobState, ServiceClass
+from core.job import JobState
 from core.openai.completion import CHAT_ENDPOINT, TEXT_ENDPOINT
 from core.protocol import Failed, Generate
 from db import jobs
@@ -81,12 +81,21 @@ def chunk(world: World) -> tuple[str, int, int, int]:
     return row[0], row[1], row[2], row[3]
 
 
+def serve_one(node: Node) -> ChunkRun:
+    """Runs what people wait for until one of it has ended."""
+    ended: list[ChunkRun] = []
+    runner = node.runner()
+    runner.serve_online(ended.extend)
+    until(lambda: ended)
+    return ended[0]
+
+
 class InBackground:
     """Runs one chunk on a thread, so that the test can interfere."""
 
-    def __init__(self, runner: EngineChunkRunner, service_class: ServiceClass = ServiceClass.BATCH) -> None:
+    def __init__(self, runner: EngineChunkRunner) -> None:
         self.results: list[ChunkRun | None] = []
-        self._thread = threading.Thread(target=lambda: self.results.append(runner.run(service_class)))
+        self._thread = threading.Thread(target=lambda: self.results.append(runner.run_batch()))
         self._thread.start()
 
     def result(self) -> ChunkRun | None:
@@ -99,7 +108,7 @@ def test_a_chunk_runs_to_its_end(node: Node) -> None:
     node.start_engine()
     job = node.world.start_job(10)
     # When
-    run = node.runner().run(ServiceClass.BATCH)
+    run = node.runner().run_batch()
     # Then
     assert run is not None
     assert (run.job_public_id, run.is_done, run.is_closed) == (job.public_id, True, True)
@@ -111,14 +120,14 @@ def test_nothing_waiting_is_nothing_done(node: Node) -> None:
     # Given
     node.start_engine()
     # When / Then
-    assert node.runner().run(ServiceClass.BATCH) is None
+    assert node.runner().run_batch() is None
 
 
 def test_without_an_engine_nothing_is_claimed(node: Node) -> None:
     # Given
     node.world.start_job(10)
     # When
-    run = node.runner(engine_wait_seconds=0.1).run(ServiceClass.BATCH)
+    run = node.runner(engine_wait_seconds=0.1).run_batch()
     # Then
     assert run is None
     assert chunk(node.world) == ("waiting", 0, 0, 0)
@@ -134,7 +143,7 @@ def test_a_row_that_fails_fails_alone(node: Node) -> None:
     job = node.world.submit(b"\n".join(json.dumps(row).encode() for row in rows), endpoint=TEXT_ENDPOINT)
     assert validate(node.world.services, job.public_id)
     # When
-    node.runner().run(ServiceClass.BATCH)
+    node.runner().run_batch()
     # Then
     assert [status for status, _ in outcomes(node.world).values()] == [200, 400, 200]
     assert chunk(node.world)[0] == "done"
@@ -207,7 +216,7 @@ def test_after_an_engine_crash_the_chunk_waits_again_and_says_so(node: Node) -> 
     assert running.result() is not None
     assert chunk(node.world) == ("waiting", 1, 0, 1)
     # And the next run answers everything
-    node.runner().run(ServiceClass.BATCH)
+    node.runner().run_batch()
     assert len(outcomes(node.world)) == 10
 
 
@@ -226,7 +235,7 @@ def test_requests_that_take_the_engine_down_fail_alone_in_the_end(node: Node) ->
         num_runs += 1
         assert num_runs < 14
         engine = node.stack.enter_context(engine_process(node.endpoint, "--model", source, "--preload", MODEL))
-        runner.run(ServiceClass.BATCH)
+        runner.run_batch()
         if engine.poll() is None and chunk(node.world)[0] == "waiting":
             engine.wait(DEADLINE_SECONDS)
     # Then everybody else has an answer
@@ -277,7 +286,7 @@ def test_a_model_that_cannot_be_loaded_leaves_its_rows_waiting(node: Node, prelo
     node.stack.enter_context(engine_process(node.endpoint, "--model", f"{MODEL}=/nowhere/at/all", *preload))
     node.world.start_job(10)
     # When
-    run = node.runner(engine_wait_seconds=DEADLINE_SECONDS).run(ServiceClass.BATCH)
+    run = node.runner(engine_wait_seconds=DEADLINE_SECONDS).run_batch()
     # Then
     assert run is None or not run.is_closed
     assert chunk(node.world)[0] == "waiting"
@@ -314,7 +323,7 @@ def test_what_tenants_have_in_common_is_shared_within_a_tenant_alone(
 
     monkeypatch.setattr(EngineClient, "submit", watched)
     # When
-    node.runner().run(ServiceClass.BATCH)
+    node.runner().run_batch()
     # Then
     assert [request.prefix_scope for request in sent] == ["somebody"] * 3
 
@@ -338,7 +347,7 @@ def test_a_request_that_never_arrived_is_sent_again_and_the_chunk_goes_on(
 
     monkeypatch.setattr(EngineClient, "submit", losing)
     # When
-    run = node.runner().run(ServiceClass.BATCH)
+    run = node.runner().run_batch()
     # Then
     assert run is not None
     assert run.is_done
@@ -354,7 +363,7 @@ def test_an_online_job_ends_with_its_chunk_and_says_what_came_of_it(node: Node) 
     with node.world.database.begin() as session:
         job = jobs.create_online(session, request)
     # When
-    run = node.runner().run(ServiceClass.ONLINE)
+    run = serve_one(node)
     # Then
     assert run is not None
     assert run.is_done
@@ -374,7 +383,7 @@ def test_an_online_job_that_is_being_stopped_is_not_completed(node: Node) -> Non
         job = jobs.create_online(session, request)
         session.execute(text("UPDATE jobs SET ending = 'expired'"))
     # When
-    run = node.runner().run(ServiceClass.ONLINE)
+    run = serve_one(node)
     # Then
     assert run is not None
     assert run.is_closed

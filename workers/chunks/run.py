@@ -1,4 +1,4 @@
-"""The chunk runner of a device's worker: waits for the engine, claims a chunk, and sees it through."""
+"""The chunk runner of a device's worker: waits for the engine, claims chunks, and sees them through."""
 
 import logging
 import random
@@ -9,12 +9,14 @@ from collections.abc import Callable
 from core.job import ServiceClass
 from core.protocol import MODEL_FAILED, Hello
 from db import chunks
-from db.chunks import Lease, Request
+from db.chunks import Lease
 from db.connection import Database
-from tasks.services import ChunkRun, Relay
+from tasks.services import ChunkRun, Close, Relay
+from workers.chunks.bulk import BulkRun
 from workers.chunks.deltas import Deltas
-from workers.chunks.execution import Execution, RunnerOptions, Tools
-from workers.chunks.keeper import LeaseKeeper, Watch
+from workers.chunks.execution import Execution, RunnerOptions
+from workers.chunks.keeper import LeaseKeeper
+from workers.chunks.online import OnlineServer, OnlineTools
 from workers.engine_client import EngineClient
 
 __all__ = ["EngineChunkRunner", "RunnerOptions"]
@@ -25,7 +27,8 @@ LOAD_AGAIN_SECONDS = 10.0
 
 
 class EngineChunkRunner:
-    """`run` may be called by many threads at once; `close` ends the threads that it starts.  chance: [0, 1)."""
+    """`run_batch` and `serve_online` may be called by many threads at once; `close` ends the threads that they start.
+    chance: [0, 1)."""
 
     def __init__(
         self,
@@ -45,6 +48,8 @@ class EngineChunkRunner:
         self._asked_at: dict[str, float] = {}
         self._keeper = LeaseKeeper(database, options.owner, options.lease_seconds)
         self._keeper.start()
+        tools = OnlineTools(database, engine, self._keeper, self._execution, stopping, chance)
+        self._online = OnlineServer(tools, options)
 
     def model_kinds(self) -> dict[str, str]:
         return self._engine.kinds()
@@ -53,51 +58,47 @@ class EngineChunkRunner:
         return self._engine.hello
 
     def close(self) -> None:
+        self._online.close()
         self._keeper.close()
         self._engine.close()
 
-    def run(self, service_class: ServiceClass) -> ChunkRun | None:
+    def serve_online(self, close: Close) -> None:
+        """People are told of a model that cannot be loaded, so nothing is asked of the engine first."""
+        self._online.ring(close)
+
+    def run_batch(self) -> ChunkRun | None:
         hello = self._engine.wait_ready(self._options.engine_wait_seconds)
-        models = self._usable_models(hello, service_class)
+        models = self._usable_models(hello)
         if hello is None or not models or self._stopping.is_set():
             logger.warning("no engine is ready: the chunk stays where it is", extra={"event": "engine.away"})
             return None
-        claimed = self._claim(service_class, models)
-        if claimed is None:
+        lease = self._claim(models)
+        if lease is None:
             return None
-        lease, requests = claimed
-        watch = self._keeper.hold(lease)
+        execution = self._execution(lease)
         try:
-            return self._execution(lease, watch, requests).run(hello)
+            return BulkRun(self._database, self._engine, self._options, self._stopping, execution).run(hello)
         finally:
-            self._keeper.release(watch)
+            self._keeper.release(execution.watch)
 
-    def _execution(self, lease: Lease, watch: Watch, requests: list[Request] | None) -> Execution:
+    def _execution(self, lease: Lease) -> Execution:
+        """Its lease is kept from now on."""
         deltas = Deltas(self._relay, lease.job_public_id, lease.attempt)
-        tools = Tools(self._database, self._engine, deltas, self._stopping, self._chance)
-        return Execution(tools, self._options, lease, watch, requests)
+        return Execution(lease, self._keeper.hold(lease), self._options, deltas, self._chance)
 
-    def _claim(self, service_class: ServiceClass, models: list[str]) -> tuple[Lease, list[Request] | None] | None:
-        """With its requests where people wait and they are few; None instead of many, which would hold up others who
-        claim."""
+    def _claim(self, models: list[str]) -> Lease | None:
         with self._database.begin() as session:
-            lease = chunks.claim(
+            return chunks.claim(
                 session,
                 owner=self._options.owner,
-                service_class=service_class.value,
+                service_class=ServiceClass.BATCH.value,
                 models=models,
                 lease_seconds=self._options.lease_seconds,
                 takes_oldest=self._chance() < self._options.oldest_claim_fraction,
             )
-            if lease is None:
-                return None
-            is_online = service_class is ServiceClass.ONLINE
-            return lease, chunks.unfinished(session, lease) if is_online else None
 
-    def _usable_models(self, hello: Hello | None, service_class: ServiceClass) -> list[str]:
-        """Bulk rows of a model that cannot be loaded wait, and the engine is asked to try again; people are told."""
-        if service_class is ServiceClass.ONLINE:
-            return list(self._options.models)
+    def _usable_models(self, hello: Hello | None) -> list[str]:
+        """Rows of a model that cannot be loaded wait, and the engine is asked to try again."""
         failed = {model.name for model in hello.models if model.state == MODEL_FAILED} if hello else set()
         self._ask_for(failed)
         return [name for name in self._options.models if name not in failed]

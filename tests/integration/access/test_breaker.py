@@ -10,7 +10,7 @@ from core.protocol import Hello
 from core.redis_url import client_url
 from tasks.breaker.circuit import Breaker, Circuit
 from tasks.inference import run_chunk
-from tasks.services import ChunkRun
+from tasks.services import ChunkRun, Close
 from tests.polling import until
 from tests.world import MODEL, World
 
@@ -117,8 +117,11 @@ class DyingEngine:
     def __init__(self) -> None:
         self._runs = [ChunkRun(1, "job", is_done=False, is_closed=False, lost_model=MODEL)]
 
-    def run(self, service_class: ServiceClass) -> ChunkRun | None:
+    def run_batch(self) -> ChunkRun | None:
         return self._runs.pop() if self._runs else None
+
+    def serve_online(self, close: Close) -> None:
+        close(self._runs)
 
     def hello(self) -> Hello | None:
         return None
@@ -130,10 +133,11 @@ class DyingEngine:
         return
 
 
-def test_a_worker_reports_an_engine_that_died(world: World) -> None:
+@pytest.mark.parametrize("service_class", ServiceClass)
+def test_a_worker_reports_an_engine_that_died(world: World, service_class: ServiceClass) -> None:
     # Given
     services = world.with_runner(DyingEngine()).services
     # When
-    run_chunk(MODEL, "job#0", ServiceClass.BATCH.value)
+    run_chunk(MODEL, "job#0", service_class.value)
     # Then
     assert Breaker.of(services.settings, services.redis).ask(MODEL).num_failures == 1
