@@ -205,10 +205,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     online_threads: Annotated[
         Count,
         Meta(
-            description="Requests that the online worker of a device runs at once, a thread for each, made when it is "
-            "needed; so many people can read along at once. They share 18 connections to PostgreSQL."
+            description="Threads of a device's online worker that take messages. All requests run on one more thread."
         ),
-    ] = 64
+    ] = 2
     engine_wait_seconds: Annotated[
         Seconds, Meta(description="How long a worker waits for its engine before it hands the chunk back.")
     ] = 30.0

@@ -47,7 +47,6 @@ class Node:
     def runner(self, **options: object) -> EngineChunkRunner:
         client = EngineClient(self.endpoint)
         client.start()
-        self.stack.callback(client.close)
         values = {
             "owner": "worker",
             "models": (MODEL,),
@@ -59,7 +58,9 @@ class Node:
         }
         runner_options = RunnerOptions(**values)  # type: ignore[arg-type]
         relay = self.world.services.relay
-        return EngineChunkRunner(self.world.database, client, runner_options, self.world.stopping, relay)
+        runner = EngineChunkRunner(self.world.database, client, runner_options, self.world.stopping, relay)
+        self.stack.callback(runner.close)
+        return runner
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ class Execution:
     def messages(self, granted: int) -> list[Generate | Embed]:
         """To be sent now. Keeps a little more in flight than the engine can hold: `granted` is what it grants."""
         batch: list[Generate | Embed] = []
-        window = self._window(granted)
+        window = 0 if self.is_stopping else self._window(granted)
         while self._todo and len(self._in_flight) < window and not self.watch.is_paused:
             request = self._todo.popleft()
             try:
