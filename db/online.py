@@ -69,8 +69,8 @@ WITH given AS (
     INSERT INTO usage_entries (tenant, key_id, model, service_class, num_requests, num_failed, prompt_tokens,
         cached_tokens, completion_tokens, device_seconds)
     SELECT jobs.tenant, coalesce(jobs.key_id, 0), jobs.model, jobs.service_class,
-        sum(fenced.num_completed + fenced.num_failed), sum(fenced.num_failed), sum(fenced.prompt_tokens), sum(fenced.cached_tokens), sum(fenced.completion_tokens),
-        sum(fenced.device_seconds)
+        sum(fenced.num_completed + fenced.num_failed), sum(fenced.num_failed), sum(fenced.prompt_tokens),
+        sum(fenced.cached_tokens), sum(fenced.completion_tokens), sum(fenced.device_seconds)
     FROM fenced JOIN jobs ON jobs.id = fenced.job_id
     WHERE jobs.kind = 'inference' AND jobs.model IS NOT NULL
     GROUP BY jobs.tenant, coalesce(jobs.key_id, 0), jobs.model, jobs.service_class
