@@ -13,14 +13,15 @@ from starlette.testclient import TestClient
 
 from api.app import create_api
 from core.errors import LeaseLost
-from core.job import JobState, ServiceClass
+from core.job import JobState
 from core.openai.completion import CHAT_ENDPOINT
 from db import jobs
 from db.access import usage
 from db.chunks import Outcome
 from db.jobs import NewOnlineRequest
+from tasks.services import ChunkRun
 from tasks.upkeep import reconciler
-from tests.integration.test_chunk_run import InBackground, Node
+from tests.integration.test_chunk_run import Node
 from tests.polling import until
 from tests.world import MODEL, World, changed, failure, success
 from workers.engine_client import probe
@@ -137,12 +138,13 @@ def test_what_a_stream_had_used_when_its_reader_left_is_accounted(
     with ExitStack() as stack:
         node = Node(world, stack, f"ipc://{tmp_path}/engine.sock")
         node.start_engine(delay=3600)
-        running = InBackground(node.runner(lease_seconds=1.0), ServiceClass.ONLINE)
+        ended: list[ChunkRun] = []
+        node.runner(lease_seconds=1.0).serve_online(ended.extend)
         until(lambda: (hello := probe(node.endpoint)) is not None and hello.stats.num_running == 1)
         # When
         with world.database.begin() as session:
             jobs.stop(session, job, JobState.CANCELLED)
-        running.result()
+        until(lambda: ended)
     # Then
     (line,) = used(client)
     names = ("num_requests", "num_failed", "prompt_tokens", "completion_tokens")
