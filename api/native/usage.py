@@ -49,7 +49,7 @@ def get_usage(
 ) -> UsageList:
     """Days are those of UTC, on which outcomes were written, both ends included. Exact: every outcome counts once,
     whatever crashed meanwhile. Requests that never began do not count; those that were given up count what they had
-    used."""
+    used. Work that was lost and runs again is charged to nobody."""
     if all_tenants and Scope.ADMIN not in who.scopes:
         raise Forbidden("expected a key with the scope `admin` for the usage of all tenants")
     wanted = UsageFilter(

@@ -246,8 +246,8 @@ class Computing:
 
 @pytest.mark.parametrize(
     ("error", "requests"),
-    [(None, (1, 0)), (ModelFailure("broken"), (1, 1)), (Unavailable("away"), (0, 0))],
-    ids=["done", "failed", "handed back"],
+    [(None, (1, 0)), (ModelFailure("broken"), (1, 1))],
+    ids=["done", "failed"],
 )
 def test_the_device_that_a_job_had_is_accounted_however_it_ends(
     node: Node, error: MillraceError | None, requests: tuple[int, int]
@@ -259,6 +259,20 @@ def test_the_device_that_a_job_had_is_accounted_however_it_ends(
     # Then
     (used,) = node.used()
     assert (used["num_requests"], used["num_failed"], used["device_seconds"]) == (*requests, 2.0)
+
+
+def test_a_job_that_runs_again_is_accounted_once(node: Node) -> None:
+    # Given a job whose first attempt was of no use
+    node.works[JobKind.WARMING] = Computing(Unavailable("away"))
+    job = node.submit(kind="warming")
+    run_heavy(job)
+    assert node.used() == []
+    # When
+    node.works[JobKind.WARMING] = Computing(None)
+    run_heavy(job)
+    # Then
+    (used,) = node.used()
+    assert (used["num_requests"], used["device_seconds"]) == (1, 2.0)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from db.chunks import Outcome
 from db.jobs import NewOnlineRequest
 from tasks.services import ChunkRun
 from tasks.upkeep import reconciler
-from tests.integration.test_chunk_run import Node
+from tests.integration.test_chunk_run import InBackground, Node
 from tests.polling import until
 from tests.world import MODEL, World, changed, failure, success
 from workers.engine_client import probe
@@ -149,3 +149,34 @@ def test_what_a_stream_had_used_when_its_reader_left_is_accounted(
     (line,) = used(client)
     names = ("num_requests", "num_failed", "prompt_tokens", "completion_tokens")
     assert [line[name] for name in names] == [1, 0, 3, 0]
+
+
+def test_work_that_was_lost_and_ran_again_is_accounted_once(client: TestClient, world: World, tmp_path: Path) -> None:
+    # Given requests that an engine has, whose prompts have two words each
+    world.start_job(3)
+    with ExitStack() as stack:
+        node = Node(world, stack, f"ipc://{tmp_path}/engine.sock")
+        engine = node.start_engine(delay=3600)
+
+        def begun() -> InBackground:
+            running = InBackground(node.runner(engine_wait_seconds=1.0))
+            until(lambda: (hello := probe(node.endpoint)) is not None and hello.stats.num_running == 3)
+            return running
+
+        # When their worker is drained, and then the engine of the next one dies
+        drained = begun()
+        world.stopping.set()
+        drained.result()
+        world.stopping.clear()
+        until(lambda: (hello := probe(node.endpoint)) is not None and hello.stats.num_running == 0)
+        crashed = begun()
+        engine.kill()
+        engine.wait()
+        node.start_engine()
+        crashed.result()
+        assert used(client) == []
+        # And a third runs them to their end
+        node.runner().run_batch()
+    # Then
+    (line,) = used(client)
+    assert [line[name] for name in ("num_requests", "prompt_tokens", "completion_tokens")] == [3, 6, 3]

@@ -43,7 +43,8 @@ class Writer:
         execution.note_written(result, is_completed=is_completed)
 
     def end(self, execution: Execution) -> bool:
-        """Writes what is finished and gives the rest back. True when nobody has to run the chunk again. Raises
+        """Writes what is finished and gives the rest back. True when nobody has to run the chunk again. What the rest
+        had used is accounted where its owner ended it (`spent`); what runs again is charged to nobody. Raises
         LeaseLost."""
         if execution.has_unwritten and not execution.is_done:
             self.write(execution)

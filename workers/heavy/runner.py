@@ -157,12 +157,14 @@ class _Execution:
             return heavy.fail(session, self._lease, code, message)
 
     def _hand_back(self, crash: Crash | None) -> None:
+        """What a job that runs again had used is charged to nobody; what its owner has ended counts."""
         with self._database.begin() as session:
             chunks.hand_back(session, self._lease, crash)
-            self._note(session)
+            if self._is_job_stopping:
+                self._note(session)
 
     def _note(self, session: Session, *, num_requests: int = 0, num_failed: int = 0) -> None:
-        """What this attempt has used counts, however it ended; the job itself counts as a request when it has ended."""
+        """What the attempt that ended the job has used; the job itself counts as a request when it has an outcome."""
         used = Used(num_requests, num_failed)
         used.add(self._talk.spent)
         usage.note(session, self._lease.job_id, used)
