@@ -42,7 +42,7 @@ def _chat_choice(choice: Choice, request_id: str, index: int, tool_format: str) 
     message: dict[str, Any] = {"role": "assistant", "content": said.content, "refusal": None}
     finish_reason = choice.finish_reason
     if said.calls:
-        message |= {"content": said.content or None, "tool_calls": _tool_calls(said.calls, request_id, index)}
+        message |= {"content": said.content or None, "tool_calls": tool_calls(said.calls, request_id, index)}
         finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason
     return {
         "index": index,
@@ -52,7 +52,8 @@ def _chat_choice(choice: Choice, request_id: str, index: int, tool_format: str) 
     }
 
 
-def _tool_calls(calls: Sequence[Call], request_id: str, index: int) -> list[dict[str, Any]]:
+def tool_calls(calls: Sequence[Call], request_id: str, index: int) -> list[dict[str, Any]]:
+    """Of choice `index`."""
     return [
         {
             "id": call_id(request_id, index, number),

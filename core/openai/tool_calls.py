@@ -1,7 +1,8 @@
 """Finds tool calls in what a model wrote, whole or as far as it has come. Pure.
 
 What is read of the beginning of a text is always the beginning of what is read of all of it, so that a stream can tell
-it as it grows. Arguments are the model's own characters. What is no call after all is content, so nothing is lost.
+it as it grows. Arguments are the model's own characters. What is no call after all is content, so nothing is lost; but
+content ends where the first call begins, and what else stands behind that is left out.
 """
 
 import json
@@ -63,21 +64,20 @@ def read_message(tool_format: str, text: str, *, is_end: bool) -> Message:
 
 
 def _read_tagged(text: str, *, is_end: bool) -> Message:
-    position = text.find(OPEN)
-    if position < 0:
-        return Message(_content(text if is_end else _without_begun(text, OPEN), has_calls=False, is_end=is_end))
-    content, calls = text[:position], list[Call]()
-    while position >= 0:
-        start = position + len(OPEN)
+    content, calls, position = "", list[Call](), 0
+    while (mark := text.find(OPEN, position)) >= 0:
+        start = mark + len(OPEN)
         close = text.find(CLOSE, start)
-        inside = text[start:close] if close >= 0 else _without_begun(text[start:], CLOSE)
-        call = _only_call(inside)
+        call = _only_call(text[start:close] if close >= 0 else _without_begun(text[start:], CLOSE))
+        is_content = call is None and (close >= 0 or is_end)
         after = close + len(CLOSE) if close >= 0 else len(text)
+        if not calls:
+            content += text[position : after if is_content else mark]
         if call is not None:
             calls.append(call)
-        elif close >= 0 or is_end:
-            content += text[position:after]
-        position = text.find(OPEN, after) if close >= 0 else -1
+        position = after
+    if not calls:
+        content += text[position:] if is_end else _without_begun(text[position:], OPEN)
     return Message(_content(content, has_calls=bool(calls), is_end=is_end), tuple(calls))
 
 

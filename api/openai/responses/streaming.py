@@ -26,6 +26,7 @@ from api.streaming.response import HEADERS, KEEP_ALIVE, KEEP_ALIVE_SECONDS, unle
 from core.errors import Interrupted, MillraceError
 from core.openai.answer import chat_logprobs
 from core.openai.responses.events import Event, EventWriter
+from core.openai.responses.items import growing_items
 from db.responses import StoredResponse
 from tasks.relay import Piece
 
@@ -39,7 +40,8 @@ class Teller:
 
     def __init__(self, found: StoredResponse, starting_after: int | None) -> None:
         self._writer = EventWriter(beginning(found.row), starting_after)
-        self._tells_text = True
+        self._id, self._request_id = found.row.id, f"{found.job.public_id}-0"
+        self._tells_growth = True
         self._attempt = 0
         self._growing = Growing()
 
@@ -48,15 +50,16 @@ class Teller:
 
     def grow(self, told: Told) -> list[Event]:
         if isinstance(told, Interruption):
-            self._tells_text = False  # the rest, should it fit, comes with the whole answer
-        if not isinstance(told, Grown) or not self._tells_text:
+            self._tells_growth = False  # the rest, should it fit, comes with the whole answer
+        if not isinstance(told, Grown) or not self._tells_growth:
             return []
         for piece in told.pieces:
             self._add(piece)
         growing = self._growing
         tokens = growing.logprobs[growing.num_written :]
         growing.num_written = len(growing.logprobs)
-        return self._writer.grow(growing.message.content, chat_logprobs(tokens)["content"])
+        items = growing_items(self._id, self._request_id, growing.message)
+        return self._writer.grow(items, chat_logprobs(tokens)["content"])
 
     def _add(self, piece: Piece) -> None:
         """A piece of another attempt, or one that is missing, leaves the rest to the whole answer."""
@@ -65,11 +68,10 @@ class Teller:
         if piece.attempt == self._attempt:
             self._growing.add(piece)
         if piece.attempt != self._attempt or self._growing.is_behind:
-            self._tells_text = False
+            self._tells_growth = False
 
     def end(self, response: dict[str, Any]) -> list[Event]:
-        texts = [item["content"][0]["text"] for item in response["output"] if item["type"] == "message"]
-        if response["output"] and not self._writer.continues("".join(texts)):
+        if response["output"] and not self._writer.continues(response["output"]):
             return self.fail(INTERRUPTED, "the answer began anew after an interruption; send it again")
         return self._writer.end(response)
 

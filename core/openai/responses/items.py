@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from core.errors import InvalidRequest, Unsupported
+from core.openai.answer import tool_calls
+from core.openai.message import Message as Said
 
 Item = dict[str, Any]
 Message = dict[str, Any]
@@ -136,17 +138,28 @@ def _tool_call(item: Item) -> Item:
 
 
 def output_items(response_id: str, completion: dict[str, Any]) -> list[Item]:
-    """What a finished chat completion says, as items whose ids follow from the response's."""
-    name = response_id.removeprefix("resp_")
+    """What a finished chat completion says, as items whose ids follow from the response's. One that was cut off ends
+    within the last of them."""
     choice = completion["choices"][0]
     message = choice["message"]
-    status = "incomplete" if choice["finish_reason"] == "length" else "completed"
-    calls = message.get("tool_calls") or []
-    items: list[Item] = []
-    if message.get("content") or not calls:
-        logprobs = (choice.get("logprobs") or {}).get("content") or []
-        items.append(text_item(name, status, [text_part(message.get("content") or "", logprobs)]))
-    return items + [_call_item(f"fc_{name}_{number}", status, call) for number, call in enumerate(calls)]
+    logprobs = (choice.get("logprobs") or {}).get("content") or []
+    items = _said_items(response_id, message.get("content") or "", message.get("tool_calls") or [], logprobs)
+    if choice["finish_reason"] == "length":
+        items[-1]["status"] = "incomplete"
+    return items
+
+
+def growing_items(response_id: str, request_id: str, message: Said) -> list[Item]:
+    """The same of an answer as far as it has come, without log-probabilities."""
+    if not message.content and not message.calls:
+        return []
+    return _said_items(response_id, message.content, tool_calls(message.calls, request_id, 0))
+
+
+def _said_items(response_id: str, text: str, calls: Sequence[Item], logprobs: Sequence[Item] = ()) -> list[Item]:
+    name = response_id.removeprefix("resp_")
+    items = [text_item(name, "completed", [text_part(text, logprobs)])] if text or not calls else []
+    return items + [_call_item(f"fc_{name}_{number}", call) for number, call in enumerate(calls)]
 
 
 def text_item(name: str, status: str, content: list[Item]) -> Item:
@@ -157,12 +170,12 @@ def text_part(text: str, logprobs: Sequence[Item] = ()) -> Item:
     return {"type": OUTPUT_TEXT, "text": text, "annotations": [], "logprobs": list(logprobs)}
 
 
-def _call_item(item_id: str, status: str, call: Item) -> Item:
+def _call_item(item_id: str, call: Item) -> Item:
     function = call["function"]
     return {
         "id": item_id,
         "type": "function_call",
-        "status": status,
+        "status": "completed",
         "call_id": call["id"],
         "name": function["name"],
         "arguments": function["arguments"],

@@ -19,7 +19,7 @@ BODY = b'{"model": "m", "input": "hi", "tools": [{"type": "function", "name": "l
 def teller() -> Teller:
     echo = msgspec.json.encode(parse_response_request(BODY).echo).decode()
     row = ResponseRow(id="resp_1", created_at=datetime.now(UTC), echo=echo, has_tools=True)
-    made = Teller(StoredResponse(row, JobRow(), None, is_running=True), None)
+    made = Teller(StoredResponse(row, JobRow(public_id="job_1"), None, is_running=True), None)
     made.begin()
     return made
 
@@ -42,7 +42,19 @@ def test_text_is_told_while_it_comes_also_where_there_are_tools() -> None:
     call = told(made, grown(18, '_call>{"name": "look", "arguments": {}}</tool_call>'))
     # Then
     assert (first, second) == ("Let ", "me look."), "in deltas of four"
-    assert call == ""
+    assert call == " ", "which nothing follows but the call"
+
+
+def test_arguments_of_a_call_are_told_while_they_come() -> None:
+    # Given
+    made = teller()
+    made.grow(grown(0, '<tool_call>{"name": "look", "argu'))
+    # When
+    events = made.grow(grown(33, 'ments": {"at": "the wh'))
+    # Then
+    deltas = [event for event in events if event["type"] == "response.function_call_arguments.delta"]
+    assert "".join(delta["delta"] for delta in deltas) == '{"at": "the '
+    assert {delta["item_id"] for delta in deltas} == {"fc_1_0"}
 
 
 def test_deltas_carry_the_log_probabilities_that_were_asked_for() -> None:

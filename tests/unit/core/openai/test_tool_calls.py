@@ -46,8 +46,13 @@ CASES = {
     ),
     "a tag around something else": (
         ToolFormat.TAGS,
-        "<tool_call>nonsense</tool_call> and <tool",
-        Message("<tool_call>nonsense</tool_call>"),
+        "Well <tool_call>nonsense</tool_call> and <tool",
+        Message("Well <tool_call>nonsense</tool_call> and <tool"),
+    ),
+    "something else before and behind a call": (
+        ToolFormat.TAGS,
+        f"<tool_call>a</tool_call> b <tool_call>{written(WAIT)}</tool_call> c <tool_call>d</tool_call>",
+        Message("<tool_call>a</tool_call> b ", (WAIT,)),
     ),
     "no call": (ToolFormat.TAGS, "1 < 2 <tool", Message("1 < 2 <tool")),
     "nothing but space": (ToolFormat.TAGS, " \n", Message(" \n")),
@@ -106,6 +111,14 @@ def test_no_text_whatever_takes_back_what_was_told(tool_format: ToolFormat, text
     told.append(read_message(tool_format, text, is_end=True))
     for earlier, later in pairwise(told):
         assert earlier.begins(later), (earlier, later)
+
+
+@given(st.sampled_from(list(ToolFormat)), st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_content_has_ended_where_a_call_has_begun(tool_format: ToolFormat, text: str) -> None:
+    whole = read_message(tool_format, text, is_end=True)
+    for length in range(len(text)):
+        growing = read_message(tool_format, text[:length], is_end=False)
+        assert not growing.calls or growing.content == whole.content
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,10 @@ from hypothesis import strategies as st
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from core.openai.answer import tool_calls
+from core.openai.message import Call, Message
 from core.openai.responses.events import Event, EventWriter
+from core.openai.responses.items import Item, growing_items
 from core.openai.responses.request import parse_response_request
 from core.openai.responses.response import Beginning, answered
 
@@ -15,13 +18,20 @@ OFFICIAL: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 
 
 def ended(
-    text: str, calls: tuple[dict[str, Any], ...] = (), logprobs: list[dict[str, Any]] | None = None
+    text: str,
+    calls: tuple[dict[str, Any], ...] = (),
+    logprobs: list[dict[str, Any]] | None = None,
+    finish_reason: str = "stop",
 ) -> dict[str, Any]:
     message = {"role": "assistant", "content": text, "tool_calls": list(calls)}
-    choice = {"message": message, "finish_reason": "stop", "logprobs": logprobs and {"content": logprobs}}
+    choice = {"message": message, "finish_reason": finish_reason, "logprobs": logprobs and {"content": logprobs}}
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     body = TypeAdapter(dict).dump_json({"choices": [choice], "usage": usage}).decode()
     return answered(BEGINNING, 200, body, 2)
+
+
+def grown(text: str, *calls: Call) -> list[Item]:
+    return growing_items(BEGINNING.id, "1-0", Message(text, calls))
 
 
 def all_events(text: str, *ends: int, starting_after: int | None = None) -> list[Event]:
@@ -29,9 +39,10 @@ def all_events(text: str, *ends: int, starting_after: int | None = None) -> list
     writer = EventWriter(BEGINNING, starting_after)
     events = writer.begin()
     for end in sorted(ends):
-        events += writer.grow(text[:end])
-    assert writer.continues(text)
-    return [*events, *writer.end(ended(text))]
+        events += writer.grow(grown(text[:end]))
+    whole = ended(text)
+    assert writer.continues(whole["output"])
+    return [*events, *writer.end(whole)]
 
 
 def test_a_text_is_told_in_the_order_of_openai() -> None:
@@ -90,7 +101,7 @@ def events_of_tokens(tokens: list[dict[str, Any]], text: str, ends: list[int]) -
         data = b"".join(bytes(one["bytes"]) for one in tokens[:end])
         so_far = data.decode(errors="ignore")  # half a character is not told
         assert text.startswith(so_far)
-        events += writer.grow(so_far, tokens[known:end])
+        events += writer.grow(grown(so_far), tokens[known:end])
         known = max(known, end)
     return [*events, *writer.end(ended(text, logprobs=tokens))]
 
@@ -111,3 +122,68 @@ def test_a_delta_has_the_log_probabilities_of_its_tokens_however_they_came(
     assert events == events_of_tokens(tokens, text, [])
     deltas = [event for event in events if event["type"] == "response.output_text.delta"]
     assert [one for delta in deltas for one in delta["logprobs"]] == tokens
+
+
+CALLS = (Call("look", '{"at": "the wheel"}'), Call("wait", "{}"))
+
+
+def events_of_calls(
+    text: str, calls: tuple[Call, ...], ends: list[int], starting_after: int | None = None
+) -> list[Event]:
+    """Of an answer with a text and calls behind it, seen growing to each of these lengths. Cut off within the last."""
+    writer = EventWriter(BEGINNING, starting_after)
+    events = writer.begin()
+    for end in sorted(ends):
+        seen, left = list[Call](), end - len(text)
+        for call in calls:
+            if left > 0:
+                seen.append(Call(call.name, call.arguments[: left - 1]))
+            left -= len(call.arguments) + 1
+        events += writer.grow(grown(text[:end], *seen))
+    whole = ended(text, tuple(tool_calls(calls, "1-0", 0)), finish_reason="length")
+    assert writer.continues(whole["output"])
+    return [*events, *writer.end(whole)]
+
+
+@given(st.text(max_size=9), st.lists(st.integers(0, 40)), st.lists(st.integers(0, 40)), st.integers(0, 30))
+def test_however_calls_grew_the_rest_behind_a_number_is_the_same(
+    text: str, ends: list[int], others: list[int], number: int
+) -> None:
+    # When
+    first = events_of_calls(text, CALLS, ends)
+    again = events_of_calls(text, CALLS, others, starting_after=number)
+    # Then
+    assert [event for event in first if event["sequence_number"] > number] == again
+    told = [event["delta"] for event in first if event["type"] == "response.function_call_arguments.delta"]
+    assert "".join(told) == "".join(call.arguments for call in CALLS)
+    done = [event["item"]["status"] for event in first if event["type"] == "response.output_item.done"]
+    assert done == ["completed"] * (len(done) - 1) + ["incomplete"]
+
+
+def test_arguments_are_told_while_they_come_and_an_item_ends_when_the_next_begins() -> None:
+    # Given
+    writer = EventWriter(BEGINNING)
+    writer.begin()
+    # When
+    first = writer.grow(grown("Well", Call("look", '{"at"')))
+    second = writer.grow(grown("Well", CALLS[0], Call("wait", "")))
+    # Then
+    kinds = [event["type"].removeprefix("response.") for event in first]
+    assert kinds[-3:] == ["output_item.done", "output_item.added", "function_call_arguments.delta"]
+    assert first[-1]["delta"] == '{"at'
+    kinds = [event["type"].removeprefix("response.") for event in second]
+    assert kinds[-3:] == ["function_call_arguments.done", "output_item.done", "output_item.added"]
+    for event in (*first, *second):
+        OFFICIAL.validate_python(event)
+
+
+def test_an_answer_that_calls_something_else_is_no_continuation() -> None:
+    # Given
+    writer = EventWriter(BEGINNING)
+    writer.begin()
+    writer.grow(grown("", Call("look", '{"at": ')))
+    # When / Then
+    for call, continues in ((CALLS[0], True), (CALLS[1], False), (Call("look", "{}"), False)):
+        whole = ended("", tuple(tool_calls((call,), "1-0", 0)))
+        assert writer.continues(whole["output"]) == continues
+    assert not writer.continues([])
