@@ -46,6 +46,12 @@ def cpu_seconds(pid: int, name: str = SUPERVISOR) -> dict[str, float]:
     return {**seconds, name: sum(starter.cpu_times()[:2])}
 
 
+def tree_cpu_seconds(pid: int) -> float:
+    """CPU time of a process and of everything below it, those that ended included."""
+    starter = psutil.Process(pid)
+    return sum(map(_cpu_seconds, [starter, *starter.children(recursive=True)]))
+
+
 def machine_cpu_seconds() -> float:
     """CPU time that all processes of the machine took since it was started."""
     times = psutil.cpu_times()

@@ -33,12 +33,20 @@ class Options:
 
 def parse_options(description: str | None, arguments: Sequence[str] | None = None) -> Options:
     """Ends the process with status 2 and a sentence where the arguments are wrong."""
+    return options_of(options_parser(description).parse_args(arguments))
+
+
+def options_parser(description: str | None) -> argparse.ArgumentParser:
+    """For a benchmark with options of its own, too."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round: to see that it works")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--requests", type=_count, default=0, metavar="N", help="or rows, where there is a choice")
     parser.add_argument("--rounds", type=_count, default=0, metavar="N", help="of which the median is taken")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def options_of(given: argparse.Namespace) -> Options:
     return Options(given.quick, given.json, given.requests, given.rounds)
 
 

@@ -54,7 +54,7 @@ def measure_fairness(database: Database, settings: Settings, report: Report) -> 
     for name, shapes in MIXES.items():
         _clear(database)
         for tenant, shape in zip(TENANTS, shapes, strict=True):
-            _hand_over(database, settings, tenant, shape)
+            hand_over(database, settings, tenant, shape)
         turns = run_all(database, dict(zip(TENANTS, shapes, strict=True)))
         shares = window_shares(turns)
         report.add(f"fairness_{name}_least", min(shares), "of the tokens")
@@ -67,8 +67,8 @@ def _clear(database: Database) -> None:
         session.execute(text("TRUNCATE jobs, chunks, outcomes, requests, tenant_shares CASCADE"))
 
 
-def _hand_over(database: Database, settings: Settings, tenant: str, shape: Shape) -> None:
-    """Cut as the intake cuts it; the rows themselves do not matter here."""
+def hand_over(database: Database, settings: Settings, tenant: str, shape: Shape) -> None:
+    """A job of one tenant, cut as the intake cuts it; the rows themselves do not matter here."""
     cutter = Cutter(settings.chunk_rows, settings.chunk_tokens)
     for _ in range(shape.num_rows):
         cutter.add(shape.max_tokens)
