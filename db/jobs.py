@@ -186,12 +186,6 @@ def find(session: Session, public_id: str, *, tenant: str) -> JobRow:
     return job
 
 
-def lock_validating(session: Session, public_id: str) -> JobRow | None:
-    """The job, locked for this transaction; None when it is not validating or another transaction holds it."""
-    query = select(JobRow).where(JobRow.public_id == public_id, JobRow.state == JobState.VALIDATING.value)
-    return session.scalar(query.with_for_update(skip_locked=True))
-
-
 def begin_finalizing(guard: Session, public_id: str) -> JobRow | None:
     """The job when it can be ended now: no chunk is busy, it has not ended, and nobody else ends it, which stays so
     until the guarding transaction is over. None otherwise."""

@@ -1,7 +1,11 @@
 """Validates a batch: reads its file line by line, refuses it whole on the first bad set of lines, or copies the
-requests and cuts them into chunks. One transaction, so a crash leaves the job `validating` and nothing else."""
+requests and cuts them into chunks. One transaction, so a crash leaves the job `validating` and nothing else. It locks
+the job at its very end alone, so that the job can be stopped and changed all the while; of one that was stopped nothing
+is left but its end."""
 
 import logging
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 from celery import shared_task
@@ -16,11 +20,17 @@ from db.tables import JobRow
 from tasks import dispatcher
 from tasks.messages import VALIDATE_BATCH
 from tasks.services import Services, current
-from tasks.upkeep import endings, webhooks
+from tasks.upkeep import endings, finalizing, webhooks
 
 logger = logging.getLogger(__name__)
 
+LOOK_SECONDS = 0.5  # as often it is asked whether the job was stopped
+
 _FAULT = "the server failed while it validated this file; its log (upkeep.log) says why"
+
+
+class _Stopped(Exception):
+    """The job is not validating any more: somebody cancelled it."""
 
 
 @shared_task(name=VALIDATE_BATCH)
@@ -34,10 +44,14 @@ def validate(services: Services, public_id: str) -> bool:
     """True when the job is in progress now. Does nothing when it is not validating, or somebody else validates it."""
     try:
         with services.database.begin() as session:
-            job = jobs.lock_validating(session, public_id)
+            job = intake.begin_validating(session, public_id)
             if job is None:
                 return False
             _accept(services, session, job)
+    except _Stopped:
+        logger.info("job %s was stopped while it was validated", public_id)
+        finalizing.finalize(services, public_id)
+        return False
     except BatchFileError as error:
         _refuse(services, public_id, error.errors)
         return False
@@ -62,10 +76,12 @@ def _accept(services: Services, session: Session, job: JobRow) -> None:
         model_kinds=kinds,
     )
     assert job.input_file_id is not None
-    lines = split_lines(services.files.read(job.input_file_id))
+    lines = _while_validating(services, job.id, split_lines(services.files.read(job.input_file_id)))
     cutter = Cutter(services.settings.chunk_rows, services.settings.chunk_tokens)
     num_requests = intake.copy_requests(session, job.id, reader.rows(lines), cutter)
     assert reader.model is not None
+    if intake.lock_validating(session, job.public_id) is None:
+        raise _Stopped
     intake.add_chunks(session, job, reader.model, cutter.finish())
     jobs.move(session, job.id, JobState.IN_PROGRESS, {"model": reader.model, "num_requests": num_requests})
     logger.info(
@@ -77,13 +93,27 @@ def _accept(services: Services, session: Session, job: JobRow) -> None:
     )
 
 
+def _while_validating(services: Services, job_id: int, lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines, as long as the job is still to be validated. Asks on a connection of its own: that of the transaction
+    is busy with the COPY. Raises _Stopped."""
+    looked_at = time.monotonic()
+    for line in lines:
+        if time.monotonic() - looked_at >= LOOK_SECONDS:
+            with services.database.begin() as session:
+                if not intake.is_validating(session, job_id):
+                    raise _Stopped
+            looked_at = time.monotonic()
+        yield line
+
+
 def _refuse(services: Services, public_id: str, errors: list[LineError]) -> None:
     values = {"errors": {"object": "list", "data": [asdict(error) for error in errors]}}
-    has_webhooks = False
     with services.database.begin() as session:
-        job = jobs.lock_validating(session, public_id)
-        if job is not None and jobs.move(session, job.id, JobState.FAILED, values):
-            has_webhooks = endings.announce(session, job, JobState.FAILED)
+        job = intake.lock_validating(session, public_id)
+        if job is None:
+            return
+        jobs.move(session, job.id, JobState.FAILED, values)
+        has_webhooks = endings.announce(session, job, JobState.FAILED)
     if has_webhooks:
         webhooks.announced(services)
     logger.info("job %s refused: %s", public_id, errors[0].message, extra={"event": "job.refused", "job": public_id})

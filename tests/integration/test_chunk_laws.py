@@ -6,7 +6,8 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -38,10 +39,13 @@ from core.job import (
 )
 from db import chunks, jobs, pauses
 from db.chunks import Crash, Lease, Outcome, Retry
+from db.files import PostgresFiles
 from db.tables import JobRow
+from tasks.services import Services
 from tasks.upkeep import reconciler
 from tasks.upkeep.finalizing import finalize
-from tests.world import World
+from tasks.upkeep.intake import validate
+from tests.world import World, batch_file
 
 Key = TypeVar("Key")
 State = TypeVar("State", JobState, ChunkState, RequestState)
@@ -83,6 +87,21 @@ class ChunkMachine(RuleBasedStateMachine):
     def submit(self, num_rows: int, tenant: str, priority: int) -> None:
         job = self.world.start_job(num_rows, tenant=tenant, priority=priority)
         self.model.num_rows[job.public_id] = num_rows
+
+    @rule(num_rows=st.integers(1, MAX_ROWS), tenant=st.sampled_from(TENANTS))
+    def cancel_while_validating(self, num_rows: int, tenant: str) -> None:
+        """Nothing of it is left to run."""
+        job = self.world.submit(batch_file(range(num_rows)), tenant=tenant)
+        self.model.num_rows[job.public_id] = 0
+        stop = partial(self.with_job, -1, lambda session, row: jobs.stop(session, row, JobState.CANCELLED))
+        assert not validate(self.meanwhile(stop), job.public_id)
+
+    @rule(num_rows=st.integers(1, MAX_ROWS), priority=st.integers(0, 9))
+    def change_priority_while_validating(self, num_rows: int, priority: int) -> None:
+        job = self.world.submit(batch_file(range(num_rows)))
+        self.model.num_rows[job.public_id] = num_rows
+        change = partial(self.with_job, -1, lambda session, row: jobs.set_priority(session, row, priority))
+        assert validate(self.meanwhile(change), job.public_id)
 
     @rule(target=leases, owner=st.sampled_from(("a", "a", "b")), takes_oldest=st.booleans())
     def claim(self, owner: str, takes_oldest: bool) -> Lease | MultipleResults[Lease]:
@@ -201,7 +220,7 @@ class ChunkMachine(RuleBasedStateMachine):
                 text("SELECT jobs.public_id, count(*) FROM requests r JOIN jobs ON jobs.id = r.job_id GROUP BY 1")
             ).all()
         assert {(row[0], row[1]): row[2] for row in stored} == self.model.written
-        assert {row[0]: row[1] for row in rows} == self.model.num_rows
+        assert {row[0]: row[1] for row in rows} == {name: count for name, count in self.model.num_rows.items() if count}
 
     @invariant()
     def counters_are_those_of_the_outcomes(self) -> None:
@@ -216,6 +235,17 @@ class ChunkMachine(RuleBasedStateMachine):
                     " WHERE (c.num_completed, c.num_failed) IS DISTINCT FROM (seen.completed, seen.failed)"
                     "   OR (c.state = 'done') <> (seen.completed + seen.failed = c.num_requests)"
                     "   OR (c.state IN ('waiting', 'cancelled')) <> (c.owner IS NULL)"
+                )
+            ).all()
+        assert wrong == []
+
+    @invariant()
+    def what_can_still_run_has_the_priority_of_its_job(self) -> None:
+        with self.world.database.begin() as session:
+            wrong = session.execute(
+                text(
+                    "SELECT c.id FROM chunks c JOIN jobs ON jobs.id = c.job_id"
+                    " WHERE c.state IN ('waiting', 'running') AND c.priority <> jobs.priority"
                 )
             ).all()
         assert wrong == []
@@ -263,6 +293,16 @@ class ChunkMachine(RuleBasedStateMachine):
             files = [self.world.read_lines(file_id) for file_id in (output, errors) if file_id is not None]
             names = Counter(str(line["custom_id"]) for lines in files for line in lines)
             assert names == Counter(f"row-{index}" for index in range(num_requests))
+
+    def meanwhile(self, action: Callable[[], None]) -> Services:
+        """While a file was read, before anything comes of it, `action` happens."""
+
+        class Files(PostgresFiles):
+            def read(self, file_id: str) -> Iterator[bytes]:
+                yield from super().read(file_id)
+                action()
+
+        return replace(self.world.services, files=Files(self.world.database))
 
     def nth_job(self, number: int) -> str:
         names = list(self.model.num_rows)

@@ -1,16 +1,27 @@
-"""Validation of batch files: good ones become requests and chunks, bad ones are refused whole with line numbers."""
+"""Validation of batch files: good ones become requests and chunks, bad ones are refused whole with line numbers, and
+the job can be cancelled and changed all the while."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from core.job import JobState
 from core.openai.batchfile import split_lines
 from core.openai.completion import TEXT_ENDPOINT
+from db import jobs
+from db.files import FileStore
+from db.native import submission
+from db.native.submission import JobChange
+from db.tables import JobRow
 from tasks.services import Services
+from tasks.upkeep import intake as validation
 from tasks.upkeep.intake import validate
 from tests.world import MODEL, World, batch_file, changed, chat_line
 
@@ -174,3 +185,141 @@ def _with_settings(world: World, **values: object) -> Services:
 
 def test_the_model_of_the_file_becomes_the_model_of_the_job(world: World) -> None:
     assert world.start_job(3).model == MODEL
+
+
+@dataclass
+class HeldFiles:
+    """A file store whose readers wait after `held_after` blocks, each of a line, until they are let go."""
+
+    kept: FileStore
+    held_after: int
+    is_held: threading.Event = field(default_factory=threading.Event)
+    is_let_go: threading.Event = field(default_factory=threading.Event)
+    num_read: int = 0
+
+    def read(self, file_id: str) -> Iterator[bytes]:
+        lines = b"".join(self.kept.read(file_id)).splitlines(keepends=True)
+        for line in lines[: self.held_after]:
+            yield line
+        self.is_held.set()
+        assert self.is_let_go.wait(60)
+        for line in lines[self.held_after :]:
+            self.num_read += 1
+            yield line
+
+    def write(self, file_id: str, blocks: Iterable[bytes]) -> int:
+        return self.kept.write(file_id, blocks)
+
+    def delete(self, file_id: str) -> None:
+        self.kept.delete(file_id)
+
+    def stored(self, *, older_than: timedelta) -> Iterator[str]:
+        return self.kept.stored(older_than=older_than)
+
+
+NUM_ROWS = 30
+
+
+@contextmanager
+def held_validation(world: World, job: JobRow, *, held_after: int) -> Iterator[Callable[[], bool]]:
+    """While a worker is in the middle of validating the job; the yielded function lets it go and says how it ended."""
+    files = HeldFiles(world.services.files, held_after)
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(validate, replace(world.services, files=files), job.public_id)
+        assert files.is_held.wait(60)
+
+        def let_go() -> bool:
+            files.is_let_go.set()
+            return result.result()
+
+        try:
+            yield let_go
+        finally:
+            files.is_let_go.set()
+
+
+def counts(world: World, job: JobRow) -> tuple[int, int, int]:
+    """Requests, chunks and outcomes."""
+    with world.database.begin() as session:
+        row = session.execute(
+            text(
+                "SELECT (SELECT count(*) FROM requests WHERE job_id = :id), (SELECT count(*) FROM chunks WHERE"
+                " job_id = :id), (SELECT count(*) FROM outcomes WHERE job_id = :id)"
+            ),
+            {"id": job.id},
+        ).one()
+    return row[0], row[1], row[2]
+
+
+@pytest.mark.parametrize("held_after", [0, NUM_ROWS // 2, NUM_ROWS])
+def test_a_cancel_does_not_wait_for_the_validation_and_leaves_nothing_to_run(world: World, held_after: int) -> None:
+    # Given
+    job = world.submit(batch_file(range(NUM_ROWS)))
+    with held_validation(world, job, held_after=held_after) as let_go:
+        # When
+        with world.database.begin() as session:
+            assert jobs.stop(session, job, JobState.CANCELLED)
+        # Then
+        assert world.job(job.public_id).state == JobState.CANCELLING
+        # When
+        assert not let_go()
+    # Then
+    assert world.job(job.public_id).state == JobState.CANCELLED
+    assert counts(world, job) == (0, 0, 0)
+    assert world.claim() is None
+
+
+def test_a_validation_whose_job_is_cancelled_reads_no_further(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given
+    monkeypatch.setattr(validation, "LOOK_SECONDS", 0.0)
+    job = world.submit(batch_file(range(NUM_ROWS)))
+    files = HeldFiles(world.services.files, NUM_ROWS // 2)
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(validate, replace(world.services, files=files), job.public_id)
+        assert files.is_held.wait(60)
+        # When
+        with world.database.begin() as session:
+            jobs.stop(session, job, JobState.CANCELLED)
+        files.is_let_go.set()
+        # Then
+        assert not result.result()
+    assert files.num_read == 1
+    assert world.job(job.public_id).state == JobState.CANCELLED
+
+
+def test_what_is_changed_during_the_validation_holds_for_what_it_makes(world: World) -> None:
+    # Given
+    job = world.submit(batch_file(range(NUM_ROWS)), priority=2)
+    deadline = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    with held_validation(world, job, held_after=NUM_ROWS) as let_go:
+        # When
+        with world.database.begin() as session:
+            changed_job = jobs.find(session, job.public_id, tenant=job.tenant)
+            submission.change(session, changed_job, JobChange(priority=7, deadline=deadline))
+        # Then
+        assert let_go()
+    accepted = world.job(job.public_id)
+    assert (accepted.state, accepted.priority, accepted.expires_at) == (JobState.IN_PROGRESS, 7, deadline)
+    with world.database.begin() as session:
+        assert set(session.execute(text("SELECT priority FROM chunks")).scalars()) == {7}
+    assert world.claim() is not None
+
+
+def test_one_validates_at_a_time_also_beside_the_release_before(world: World) -> None:
+    # Given
+    job = world.submit(batch_file(range(NUM_ROWS)))
+    with held_validation(world, job, held_after=NUM_ROWS // 2) as let_go:
+        # When / Then another one leaves it alone
+        assert not validate(world.services, job.public_id)
+        # Then one of the release before does, too, which locks the row
+        whole_row = select(JobRow).where(JobRow.id == job.id).with_for_update(skip_locked=True)
+        with world.database.begin() as session:
+            assert session.scalar(whole_row) is None
+        assert let_go()
+    assert counts(world, job) == (NUM_ROWS, 3, 0)
+    # Given one that the release before validates
+    other = world.submit(batch_file(range(NUM_ROWS)))
+    with world.database.begin() as session:
+        session.execute(text("SELECT FROM jobs WHERE id = :id FOR UPDATE"), {"id": other.id})
+        # When / Then
+        assert not validate(world.services, other.public_id)
