@@ -3,10 +3,10 @@
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import exists, func, inspect, select, text, update
+from sqlalchemy import func, inspect, select, text, update
 from sqlalchemy.orm import Session, make_transient_to_detached
 
 from core.errors import Conflict, NotFound
@@ -21,7 +21,7 @@ from core.job import (
     JobState,
     ServiceClass,
 )
-from db import shares
+from db import chunks, shares
 from db.connection import Statement
 from db.tables import ChunkRow, JobRow
 
@@ -31,14 +31,22 @@ FINALIZING_LOCK = 0x66696E << 32  # above every job id
 BUSY_CHUNK_STATES = tuple(state.value for state in ChunkState if state not in TERMINAL_CHUNK_STATES)
 
 
+# A job in progress asks for a look when its last chunk ends; one that is being stopped is looked at at once: see
+# `db.upkeep.looks`.
+_LOOK_AFTER = {
+    JobState.IN_PROGRESS: timedelta(seconds=60),
+    JobState.FINALIZING: timedelta(seconds=10),
+    JobState.CANCELLING: timedelta(0),
+}
+
 # One statement, as somebody waits for it: the job, its requests and its chunk.
 _CREATE_ONLINE = Statement("""
 WITH job AS (
     INSERT INTO jobs (public_id, tenant, key_id, kind, service_class, state, endpoint, model, priority, num_requests,
-        in_progress_at, expires_at)
+        in_progress_at, expires_at, look_at)
     VALUES (:public_id, :tenant, CAST(:key_id AS bigint), :kind, :service_class, :state, :endpoint, :model, :priority,
-        :num_requests, now(), now() + CAST(:expires_after AS interval))
-    RETURNING id, public_id, num_requests, model, service_class, tenant, priority, created_at, expires_at
+        :num_requests, now(), now() + CAST(:expires_after AS interval), now() + interval '60 seconds')
+    RETURNING id, public_id, num_requests, model, service_class, tenant, priority, created_at, expires_at, look_at
 ), asked AS (
     INSERT INTO requests (job_id, index, custom_id, body)
     SELECT job.id, body.number - 1, job.public_id, body.value
@@ -47,7 +55,7 @@ WITH job AS (
     INSERT INTO chunks (job_id, index, first_request, num_requests, model, service_class, tenant, priority, state)
     SELECT id, 0, 0, num_requests, model, service_class, tenant, priority, :chunk_state FROM job
 )
-SELECT id, created_at, expires_at FROM job
+SELECT id, created_at, expires_at, look_at FROM job
 """)
 
 
@@ -64,6 +72,7 @@ _GIVEN = (
     "num_requests",
 )
 _COUNTS = ("num_completed", "num_failed", "prompt_tokens", "completion_tokens", "cached_tokens")
+_CREATED = ("id", "created_at", "expires_at", "look_at")
 _OPTIONAL = tuple(
     column.key
     for column in inspect(JobRow).column_attrs
@@ -157,21 +166,17 @@ def create_online(session: Session, request: NewOnlineRequest) -> JobRow:
     }
     row = _CREATE_ONLINE.execute(session, values).fetchone()
     assert row is not None
-    return _stored(session, values, *row)
+    return _stored(session, values, dict(zip(_CREATED, row, strict=True)))
 
 
-def _stored(
-    session: Session, values: Mapping[str, Any], job_id: int, created_at: datetime, expires_at: datetime
-) -> JobRow:
+def _stored(session: Session, values: Mapping[str, Any], created: Mapping[str, Any]) -> JobRow:
     """The row as it would be read: what the statement leaves out is what its columns are by default."""
     job = JobRow(
         **{name: values[name] for name in _GIVEN},
         **dict.fromkeys(_OPTIONAL),
         **dict.fromkeys(_COUNTS, 0),
-        id=job_id,
-        created_at=created_at,
-        in_progress_at=created_at,
-        expires_at=expires_at,
+        **created,
+        in_progress_at=created["created_at"],
     )
     make_transient_to_detached(job)
     session.add(job)
@@ -217,10 +222,18 @@ def move(session: Session, job_id: int, following: JobState, values: Mapping[str
     changed = session.execute(
         update(JobRow)
         .where(JobRow.id == job_id, JobRow.state.in_(origins))
-        .values(state=following.value, **{f"{following.value}_at": func.now()}, **(values or {}))
+        .values(
+            state=following.value, **{f"{following.value}_at": func.now()}, **_next_look(following), **(values or {})
+        )
         .returning(JobRow.id)
     )
     return changed.scalar_one_or_none() is not None
+
+
+def _next_look(state: JobState) -> dict[str, Any]:
+    """When the reconciler looks at a job that has come into this state."""
+    after = _LOOK_AFTER.get(state)
+    return {} if after is None else {"look_at": func.clock_timestamp() + after}
 
 
 def stop(session: Session, job: JobRow, ending: JobState) -> bool:
@@ -231,11 +244,7 @@ def stop(session: Session, job: JobRow, ending: JobState) -> bool:
     else:
         stopping = _mark_expired(session, job.id)
     if stopping:
-        session.execute(
-            update(ChunkRow)
-            .where(ChunkRow.job_id == job.id, ChunkRow.state == ChunkState.WAITING.value)
-            .values(state=ChunkState.CANCELLED.value)
-        )
+        chunks.cancel_waiting(session, [job.id])
     return stopping
 
 
@@ -265,40 +274,10 @@ def _mark_expired(session: Session, job_id: int) -> bool:
     changed = session.execute(
         update(JobRow)
         .where(JobRow.id == job_id, JobRow.state == JobState.IN_PROGRESS.value, JobRow.ending.is_(None))
-        .values(ending=JobState.EXPIRED.value)
+        .values(ending=JobState.EXPIRED.value, **_next_look(JobState.CANCELLING))
         .returning(JobRow.id)
     )
     return changed.scalar_one_or_none() is not None
-
-
-def overdue(session: Session) -> Sequence[JobRow]:
-    """Jobs in progress whose window has closed, locked for this transaction; those another one holds are left out."""
-    return session.scalars(
-        select(JobRow)
-        .where(
-            JobRow.state == JobState.IN_PROGRESS.value,
-            JobRow.ending.is_(None),
-            JobRow.expires_at < func.clock_timestamp(),
-        )
-        .with_for_update(skip_locked=True)
-    ).all()
-
-
-def stuck(session: Session, *, older_than: timedelta, limit: int) -> Sequence[JobRow]:
-    """Jobs that wait for a message which may be lost: still validating, or without a busy chunk but not ended.
-    A random choice of at most `limit`, so that some that cannot move on do not hide the others."""
-    busy = exists().where(ChunkRow.job_id == JobRow.id, ChunkRow.state.in_(BUSY_CHUNK_STATES))
-    return session.scalars(
-        select(JobRow)
-        .where(
-            JobRow.state.in_(UNFINISHED_STATES),
-            ~busy,
-            func.coalesce(JobRow.finalizing_at, JobRow.cancelling_at, JobRow.created_at)
-            < func.clock_timestamp() - older_than,
-        )
-        .order_by(func.random())
-        .limit(limit)
-    ).all()
 
 
 def progress(session: Session, job_ids: Sequence[int]) -> dict[int, Progress]:

@@ -15,14 +15,16 @@ INSERT INTO models (name, source) SELECT 'model-' || n, 'null:' FROM generate_se
 INSERT INTO placements (node, device, model) SELECT 'node', 'cpu', name FROM models;
 """
 
-# Of twenty batches ten are completed, six run, one each is validating, finalizing, cancelled and failed.
+# Of twenty batches ten are completed, six run, one each is validating, finalizing, cancelled and failed. All that wait
+# for something are due to be looked at, and what runs is not, but where a chunk has ended.
 _BATCHES = """
 INSERT INTO jobs (public_id, tenant, kind, service_class, state, endpoint, model, priority, num_requests, created_at,
-    in_progress_at, finalizing_at, completed_at, expires_at)
+    in_progress_at, finalizing_at, completed_at, expires_at, look_at)
 SELECT 'batch_' || n, 'tenant-' || n % 23, 'inference', 'batch', s.state, '/v1/chat/completions', 'model-' || n % 8,
     (ARRAY[2, 5, 5, 5, 8])[1 + n % 5], (ARRAY[20, 200, 2000, 10000])[1 + n % 4], t.at, t.at,
     CASE WHEN s.state IN ('completed', 'finalizing') THEN t.at + interval '1 hour' END,
-    CASE WHEN s.state = 'completed' THEN t.at + interval '1 hour' END, now() + interval '1 day'
+    CASE WHEN s.state = 'completed' THEN t.at + interval '1 hour' END, now() + interval '1 day',
+    CASE WHEN n % 20 < 16 THEN now() + interval '1 hour' ELSE now() END
 FROM generate_series(1, :num_jobs) AS n,
 LATERAL (SELECT (array_fill('completed'::text, ARRAY[10]) || array_fill('in_progress'::text, ARRAY[6])
     || ARRAY['validating', 'finalizing', 'cancelled', 'failed'])[1 + n % 20]) AS s(state),
@@ -41,11 +43,12 @@ LATERAL (SELECT CASE WHEN n > :num_jobs - 64 THEN 'in_progress' ELSE 'completed'
 # Of the chunks of a batch that runs the first third is done; a few run, fewer wait for another try, the rest waits.
 _CHUNKS = """
 INSERT INTO chunks (job_id, index, first_request, num_requests, model, service_class, tenant, priority, cost_tokens,
-    state, attempt, owner, lease_until, available_at, num_completed, completion_tokens)
+    state, attempt, owner, lease_until, available_at, look_at, num_completed, completion_tokens)
 SELECT j.id, k, k * :rows, least(:rows, j.num_requests - k * :rows), j.model, j.service_class, j.tenant, j.priority,
     :rows * 16, s.state, 1, CASE WHEN s.state = 'running' THEN 'worker' END,
     CASE WHEN s.state = 'running' THEN now() + interval '15 seconds' END,
     CASE WHEN k % 10 = 9 AND s.state = 'waiting' THEN now() + interval '1 minute' END,
+    CASE WHEN s.state = 'done' AND j.state = 'in_progress' AND k = 0 THEN now() END,
     CASE WHEN s.state = 'done' THEN least(:rows, j.num_requests - k * :rows) ELSE 0 END,
     CASE WHEN s.state = 'done' THEN :rows * 16 ELSE 0 END
 FROM jobs AS j, generate_series(0, (j.num_requests - 1) / :rows) AS k,

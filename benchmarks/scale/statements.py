@@ -17,6 +17,7 @@ from db.access import usage
 from db.chunks import Held
 from db.connection import Database
 from db.native import heavy
+from db.upkeep import looks
 
 RUNS = 30
 MODELS = [f"model-{number}" for number in range(8)]
@@ -52,10 +53,10 @@ ACTIONS: Mapping[str, Action] = {
     "dispatch_backlog": lambda session: chunks.backlog(session, window=8),
     "reconcile_clamp": lambda session: chunks.clamp(session, lease_seconds=LEASE_SECONDS, longest_seconds=60.0),
     "reconcile_expire": chunks.expire,
-    "reconcile_cancel_stopped": chunks.cancel_stopped,
     "reconcile_wake_delayed": chunks.wake_delayed,
-    "reconcile_overdue": jobs.overdue,
-    "reconcile_stuck": lambda session: jobs.stuck(session, older_than=timedelta(seconds=10), limit=16),
+    "reconcile_overdue": looks.overdue,
+    "reconcile_ended": looks.note_ended,
+    "reconcile_look": lambda session: looks.look(session, room=16),
     "reconcile_restore_shares": shares.restore,
     "reconcile_forget_shares": lambda session: shares.forget(session, older_than=timedelta(hours=1)),
     "reconcile_fold_usage": lambda session: usage.fold(session, limit=10_000),

@@ -7,7 +7,7 @@ commit: a worker whose lease was taken finds no row, raises LeaseLost and has wr
 from db.chunks.claiming import Backlog, backlog, claim, claim_online
 from db.chunks.lease import LEASE_COLUMNS, Crash, Lease, Outcome, Request, Retry, WriteResult, lease_of
 from db.chunks.leases import Held, Standing, clamp, expire, renew, standing
-from db.chunks.writing import cancel_stopped, delay, hand_back, unfinished, wake_delayed, write
+from db.chunks.writing import cancel_waiting, delay, hand_back, unfinished, wake_delayed, write
 
 __all__ = [
     "LEASE_COLUMNS",
@@ -21,7 +21,7 @@ __all__ = [
     "Standing",
     "WriteResult",
     "backlog",
-    "cancel_stopped",
+    "cancel_waiting",
     "claim",
     "claim_online",
     "clamp",

@@ -125,17 +125,22 @@ _CLAIM_ASKED, _CLAIM_ASKED_OLDEST = (
     for candidates in (_ONLINE, _ONLINE_OLDEST)
 )
 
+# The first of each priority, by an index that those which wait for another try are not in, however many they are.
 _BACKLOG = text("""
 SELECT wanted.service_class, wanted.model, waiting.names
 FROM (SELECT DISTINCT c.service_class, p.model
       FROM placements p CROSS JOIN (VALUES ('online'), ('batch')) AS c(service_class)) AS wanted
 CROSS JOIN LATERAL (
     SELECT array_agg(best.name) AS names FROM (
-        SELECT jobs.public_id || '#' || chunks.index AS name
-        FROM chunks JOIN jobs ON jobs.id = chunks.job_id
-        WHERE chunks.state = 'waiting' AND chunks.available_at IS NULL
-          AND chunks.service_class = wanted.service_class AND chunks.model = wanted.model
-        ORDER BY chunks.priority DESC, chunks.id LIMIT :window) AS best) AS waiting
+        SELECT jobs.public_id || '#' || ready.index AS name
+        FROM generate_series(9, 0, -1) AS of(priority)
+        CROSS JOIN LATERAL (
+            SELECT id, job_id, index FROM chunks
+            WHERE state = 'waiting' AND available_at IS NULL AND service_class = wanted.service_class
+              AND model = wanted.model AND priority = of.priority
+            ORDER BY tenant, id LIMIT :window) AS ready
+        JOIN jobs ON jobs.id = ready.job_id
+        ORDER BY of.priority DESC, ready.id LIMIT :window) AS best) AS waiting
 WHERE waiting.names IS NOT NULL
   AND NOT EXISTS (SELECT FROM pauses WHERE pauses.service_class IN ('*', wanted.service_class)
                   AND pauses.model IN ('*', wanted.model))

@@ -63,12 +63,15 @@ _LOOK_STATEMENT, _RENEW_STATEMENT = (
     text(statement.format(standing=_STANDING_COLUMNS, held=_HELD)) for statement in (_LOOK, _RENEW)
 )
 
+# Running chunks are no more than workers run at once, so all of them are looked at: an index by the end of their leases
+# would have to be written with every renewal.
 _EXPIRE = text("""
 WITH expired AS (
-    SELECT id FROM chunks WHERE state = 'running' AND lease_until < clock_timestamp() FOR UPDATE SKIP LOCKED
+    SELECT id FROM chunks WHERE state = 'running' AND lease_until < statement_timestamp() FOR UPDATE SKIP LOCKED
 )
 UPDATE chunks SET owner = NULL, lease_until = NULL,
-    state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END
+    state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END,
+    look_at = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN clock_timestamp() END
 FROM expired, jobs WHERE chunks.id = expired.id AND jobs.id = chunks.job_id
 RETURNING chunks.id, jobs.public_id, chunks.index, chunks.attempt, chunks.state
 """)
@@ -76,7 +79,7 @@ RETURNING chunks.id, jobs.public_id, chunks.index, chunks.attempt, chunks.state
 _CLAMP = text("""
 WITH stretched AS (
     SELECT id FROM chunks
-    WHERE state = 'running' AND lease_until > clock_timestamp() + make_interval(secs => :longest_seconds)
+    WHERE state = 'running' AND lease_until > statement_timestamp() + make_interval(secs => :longest_seconds)
     FOR UPDATE SKIP LOCKED
 )
 UPDATE chunks SET lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)

@@ -12,6 +12,8 @@ from db import shares
 from db.chunks.lease import Crash, Lease, Outcome, Request, Retry, WriteResult
 from db.connection import Statement
 
+MOST_DELAYED = 1000
+
 _UNFINISHED = Statement("""
 SELECT r.index, r.body FROM requests r
 WHERE r.job_id = :job_id AND r.index >= :first AND r.index < CAST(:first AS int) + :count
@@ -25,6 +27,8 @@ SELECT index, num_attempts, retry_at > clock_timestamp() FROM retries
 WHERE job_id = :job_id AND index >= :first AND index < CAST(:first AS int) + :count
 """)
 
+# A chunk that ends has its job looked at, should nobody be left to say that it has ended: `db.upkeep.looks`. The job of
+# what people wait for ends with its chunk.
 _FENCE = Statement("""
 UPDATE chunks AS c SET
     num_completed = c.num_completed + :num_completed,
@@ -34,6 +38,8 @@ UPDATE chunks AS c SET
     cached_tokens = c.cached_tokens + :cached_tokens,
     state = CASE WHEN c.num_completed + c.num_failed + :num_completed + :num_failed >= c.num_requests
         THEN 'done' ELSE c.state END,
+    look_at = CASE WHEN c.num_completed + c.num_failed + :num_completed + :num_failed >= c.num_requests
+        AND c.service_class <> 'online' THEN clock_timestamp() + interval '2 seconds' END,
     lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
 FROM jobs
 WHERE c.id = :chunk_id AND c.owner = :owner AND c.attempt = :attempt AND c.state = 'running'
@@ -79,7 +85,8 @@ ON CONFLICT (job_id, index) DO UPDATE SET num_attempts = excluded.num_attempts, 
 _RECOUNT = text("""
 UPDATE chunks SET num_completed = seen.completed, num_failed = seen.failed, prompt_tokens = seen.prompt,
     completion_tokens = seen.completion, cached_tokens = seen.cached,
-    state = CASE WHEN seen.completed + seen.failed >= num_requests THEN 'done' ELSE 'running' END
+    state = CASE WHEN seen.completed + seen.failed >= num_requests THEN 'done' ELSE 'running' END,
+    look_at = CASE WHEN seen.completed + seen.failed >= num_requests THEN look_at END
 FROM (SELECT count(*) FILTER (WHERE status_code = 200) AS completed,
              count(*) FILTER (WHERE status_code IS DISTINCT FROM 200) AS failed,
              coalesce(sum(prompt_tokens), 0) AS prompt, coalesce(sum(completion_tokens), 0) AS completion,
@@ -94,7 +101,9 @@ UPDATE chunks AS c SET owner = NULL, lease_until = NULL, num_crashes = c.num_cra
         WHEN c.suspect_request = CAST(:suspect AS int) THEN c.suspect_crashes + 1 ELSE 1 END,
     suspect_request = coalesce(CAST(:suspect AS int), c.suspect_request),
     crash_width = :crash_width, num_handed_back = c.num_handed_back + :num_handed_back,
-    state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END
+    state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END,
+    look_at = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL
+        THEN clock_timestamp() + interval '2 seconds' END
 FROM jobs
 WHERE c.id = :chunk_id AND c.owner = :owner AND c.attempt = :attempt AND c.state = 'running'
   AND jobs.id = c.job_id
@@ -104,6 +113,8 @@ RETURNING c.state
 _DELAY = text("""
 UPDATE chunks AS c SET owner = NULL, lease_until = NULL, num_handed_back = c.num_handed_back + 1,
     state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END,
+    look_at = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL
+        THEN clock_timestamp() + interval '2 seconds' END,
     available_at = (SELECT coalesce(min(retry_at), clock_timestamp()) FROM retries
         WHERE retries.job_id = c.job_id AND retries.index >= c.first_request
           AND retries.index < c.first_request + c.num_requests
@@ -116,21 +127,17 @@ RETURNING c.state
 
 _WAKE_DELAYED = text("""
 WITH due AS (
-    SELECT id FROM chunks WHERE state = 'waiting' AND available_at <= clock_timestamp()
-    FOR UPDATE SKIP LOCKED
+    SELECT id FROM chunks WHERE state = 'waiting' AND available_at <= statement_timestamp()
+    ORDER BY available_at LIMIT :limit FOR UPDATE SKIP LOCKED
 )
 UPDATE chunks SET available_at = NULL,
-    state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END
+    state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END,
+    look_at = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN clock_timestamp() END
 FROM due, jobs WHERE chunks.id = due.id AND jobs.id = chunks.job_id
 RETURNING chunks.id
 """)
 
-_CANCEL_STOPPED = text("""
-UPDATE chunks SET state = 'cancelled' FROM jobs
-WHERE jobs.id = chunks.job_id AND chunks.state = 'waiting'
-  AND (jobs.state = 'cancelling' OR (jobs.state = 'in_progress' AND jobs.ending IS NOT NULL))
-RETURNING chunks.id
-""")
+_CANCEL_WAITING = text("UPDATE chunks SET state = 'cancelled' WHERE job_id = ANY(:jobs) AND state = 'waiting'")
 
 
 def unfinished(session: Session, lease: Lease) -> list[Request]:
@@ -199,14 +206,15 @@ def _give_up(session: Session, lease: Lease, state: str | None) -> None:
         shares.settle(session, lease.chunk_id)
 
 
-def wake_delayed(session: Session) -> int:
+def wake_delayed(session: Session, *, limit: int = MOST_DELAYED) -> int:
     """Makes delayed chunks that are due claimable again, and says how many they were."""
-    return len(session.execute(_WAKE_DELAYED).all())
+    return len(session.execute(_WAKE_DELAYED, {"limit": limit}).all())
 
 
-def cancel_stopped(session: Session) -> int:
-    """Cancels idle chunks of jobs that are being stopped: handed back while the stop was being committed."""
-    return len(session.execute(_CANCEL_STOPPED).all())
+def cancel_waiting(session: Session, job_ids: Sequence[int]) -> None:
+    """Of jobs that are being stopped: the chunks that nobody runs."""
+    if job_ids:
+        session.execute(_CANCEL_WAITING, {"jobs": list(job_ids)})
 
 
 def _range(lease: Lease) -> dict[str, int]:

@@ -27,6 +27,8 @@ from db.tables.native import DeviceRow as DeviceRow
 from db.tables.native import HeavyJobRow as HeavyJobRow
 from db.tables.usage import UsageDayRow as UsageDayRow
 from db.tables.usage import UsageEntryRow as UsageEntryRow
+from db.tables.webhooks import WebhookDeliveryRow as WebhookDeliveryRow
+from db.tables.webhooks import WebhookEndpointRow as WebhookEndpointRow
 
 
 class FileRow(Row):
@@ -72,51 +74,6 @@ class IdempotencyKeyRow(Row):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
-
-
-class WebhookEndpointRow(Row):
-    """Where a tenant wants to hear of events. The secret signs, so it is kept as it is; `old_secret` signs too, until
-    `old_secret_until`."""
-
-    __tablename__ = "webhook_endpoints"
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    tenant: Mapped[str]
-    name: Mapped[str]
-    url: Mapped[str]
-    event_types: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    secret: Mapped[str]
-    old_secret: Mapped[str | None]
-    old_secret_until: Mapped[datetime | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
-
-    __table_args__ = (Index("ix_webhook_endpoints_tenant", "tenant", "created_at", "id"),)
-
-
-class WebhookDeliveryRow(Row):
-    """One message to one endpoint: written in the transaction of the event, tried until it is `delivered` or `dead`."""
-
-    __tablename__ = "webhook_deliveries"
-
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    webhook_id: Mapped[str]
-    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
-    event_type: Mapped[str]
-    payload: Mapped[str]
-    state: Mapped[str] = mapped_column(server_default="pending")
-    num_attempts: Mapped[int] = mapped_column(server_default=text("0"))
-    next_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    last_status: Mapped[int | None] = mapped_column(SmallInteger)
-    last_error: Mapped[str | None]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    delivered_at: Mapped[datetime | None]
-
-    __table_args__ = (
-        Index("ix_webhook_deliveries_due", "endpoint_id", "next_at", postgresql_where=text("state = 'pending'")),
-        Index("ix_webhook_deliveries_endpoint_id", "endpoint_id", "id"),
-        Index("ix_webhook_deliveries_created_at", "created_at"),
-    )
 
 
 class ModelRow(Row):
@@ -180,7 +137,7 @@ class TenantLimitRow(Row):
 class JobRow(Row):
     """What a user submitted, with the key `key_id` where there was one. `ending` says how a job that is being stopped
     will end (`completed`, `cancelled`, `expired`); the counters are final once it has ended, while it runs the
-    chunks hold them."""
+    chunks hold them. `look_at` is when the reconciler looks at it, unless it has ended."""
 
     __tablename__ = "jobs"
 
@@ -217,14 +174,20 @@ class JobRow(Row):
     expired_at: Mapped[datetime | None]
     cancelling_at: Mapped[datetime | None]
     cancelled_at: Mapped[datetime | None]
+    look_at: Mapped[datetime] = mapped_column(server_default=text("now() + interval '10 seconds'"))
 
     __table_args__ = (
         Index("ix_jobs_tenant_id", "tenant", "id"),
         Index("ix_jobs_service_class_created_at", "service_class", "created_at"),
         Index(
-            "ix_jobs_unfinished",
-            "id",
+            "ix_jobs_look_at",
+            "look_at",
             postgresql_where=text("state IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
+        ),
+        Index(
+            "ix_jobs_expires_at",
+            "expires_at",
+            postgresql_where=text("state = 'in_progress' AND ending IS NULL"),
         ),
         {"postgresql_with": {"fillfactor": "80"}},
     )
@@ -249,7 +212,9 @@ class ChunkRow(Row):
     `crash_width`: the engine died while so many of the first unfinished requests were in flight, and since then they
     have not run through; NULL: none is suspected.
     `tenant` is the job's, `cost_tokens` the answer tokens that its requests ask for at most; `available_at` is when
-    the first of the requests that a waiting chunk is put aside for may be tried again; NULL: it may be claimed now."""
+    the first of the requests that a waiting chunk is put aside for may be tried again; NULL: it may be claimed now.
+    `look_at`: the chunk has ended, and then the reconciler looks whether its job has with it; NULL: there is nothing to
+    look at."""
 
     __tablename__ = "chunks"
 
@@ -273,6 +238,7 @@ class ChunkRow(Row):
     suspect_crashes: Mapped[int] = mapped_column(server_default=text("0"))
     crash_width: Mapped[int | None]
     lease_until: Mapped[datetime | None]
+    look_at: Mapped[datetime | None]
     num_completed: Mapped[int] = mapped_column(server_default=text("0"))
     num_failed: Mapped[int] = mapped_column(server_default=text("0"))
     prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
@@ -299,7 +265,12 @@ class ChunkRow(Row):
             postgresql_where=text("state = 'waiting' AND available_at IS NULL"),
         ),
         Index("ix_chunks_running", "id", postgresql_where=text("state = 'running'")),
-        Index("ix_chunks_delayed", "available_at", postgresql_where=text("available_at IS NOT NULL")),
+        Index(
+            "ix_chunks_delayed",
+            "available_at",
+            postgresql_where=text("state = 'waiting' AND available_at IS NOT NULL"),
+        ),
+        Index("ix_chunks_look_at", "look_at", postgresql_where=text("look_at IS NOT NULL")),
         {"postgresql_with": {"fillfactor": "70"}},
     )
 

@@ -10,6 +10,7 @@ from core.job import JobState
 from db import chunks, jobs, shares
 from db.access import usage
 from db.access.load import RECENT_SECONDS
+from db.upkeep import looks
 from tasks import dispatcher, heavy
 from tasks.messages import RECONCILE
 from tasks.queues import UPKEEP
@@ -20,7 +21,6 @@ logger = logging.getLogger(__name__)
 # Workers of a node may be set to longer leases than this one; beyond it the time was another clock's.
 LONGEST_LEASES = 4
 FORGET_SHARES_AFTER = timedelta(hours=1)
-STUCK_AFTER = timedelta(seconds=10)
 UPKEEP_WINDOW = 16
 MOST_ENTRIES = 20_000
 RATES_NEED = timedelta(seconds=2 * RECENT_SECONDS)
@@ -45,7 +45,6 @@ def take_back(services: Services) -> int:
     with services.database.begin() as session:
         chunks.clamp(session, lease_seconds=lease_seconds, longest_seconds=lease_seconds * LONGEST_LEASES)
         expired = chunks.expire(session)
-        chunks.cancel_stopped(session)
         chunks.wake_delayed(session)
     for _, job, index, attempt in expired:
         logger.warning(
@@ -60,7 +59,7 @@ def take_back(services: Services) -> int:
 
 def expire_overdue(services: Services) -> None:
     with services.database.begin() as session:
-        for job in jobs.overdue(session):
+        for job in looks.overdue(session):
             jobs.stop(session, job, JobState.EXPIRED)
             logger.warning(
                 "job %s is past its window; what did not run expires",
@@ -87,11 +86,10 @@ def fold_usage(services: Services) -> None:
 def move_on(services: Services) -> None:
     """Sends again what jobs without a busy chunk wait for: validation or finalization. No more than the queue has room
     for, because they may only be waiting for their turn."""
-    room = UPKEEP_WINDOW - dispatcher.queue_depth(services, UPKEEP)
-    if room <= 0:
-        return
+    room = max(0, UPKEEP_WINDOW - dispatcher.queue_depth(services, UPKEEP))
     with services.database.begin() as session:
-        waiting = jobs.stuck(session, older_than=STUCK_AFTER, limit=room)
+        looks.note_ended(session)
+        waiting = looks.look(session, room=room)
     for job in waiting:
         if job.state == JobState.VALIDATING:
             services.messages.validate_batch(job.public_id)

@@ -170,7 +170,7 @@ def test_a_lost_message_is_sent_again_by_the_reconciler(world: World) -> None:
     run_all(world)
     forgotten = world.submit(b"{}")
     with world.database.begin() as session:
-        session.execute(text("UPDATE jobs SET created_at = created_at - interval '1 minute'"))
+        session.execute(text("UPDATE jobs SET look_at = now()"))
     # When
     reconciler.move_on(world.services)
     # Then
