@@ -1,5 +1,6 @@
 """Composition root of the API: builds what the routes need from settings and puts the routes together."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -28,8 +29,11 @@ from api.contract.document import Api
 from api.draining import Drain, Draining
 from api.native import artifacts, events, jobs, metrics, operations, queues, requests, usage
 from api.openai import batches, completions, embeddings, files, models, webhooks
+from api.openai.intake import Intake
 from api.openai.responses import routes as responses
+from api.openai.served import Served
 from api.request_meter import Meters, RequestMeter
+from api.streaming.ends import Ends
 from core.access import is_loopback
 from core.errors import ConfigurationError
 from core.redis_url import client_url
@@ -73,6 +77,9 @@ def build_context(settings: Settings) -> Context:
         admission=admission,
         codecs=codecs,
         broker=broker,
+        served=Served(database),
+        ends=Ends(redis),
+        intake=Intake(database, broker),
         test_senders=CapacityLimiter(MAX_TEST_SENDERS),
         body_readers=CapacityLimiter(MAX_BODY_READERS),
     )
@@ -103,7 +110,12 @@ def create_api(settings: Settings) -> FastAPI:
             await run_in_threadpool(check_binding, settings, context.database)
         app.state.context = context
         drain.attach()
+        context.intake.start()
+        listening = asyncio.create_task(context.ends.listen())
         yield
+        listening.cancel()
+        await asyncio.wait([listening])
+        await run_in_threadpool(context.intake.close)
         await context.redis.aclose()
         context.admission.close()
         context.database.close()

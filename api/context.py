@@ -15,6 +15,9 @@ from api.access.scopes import get_identity
 from api.access.visit import Visit, visit_of
 from api.broker import Broker
 from api.codecs import Codecs
+from api.openai.intake import Intake
+from api.openai.served import Served
+from api.streaming.ends import Ends
 from core.access import Identity
 from core.settings import Settings
 from db.connection import Database
@@ -36,6 +39,9 @@ class Context:
     admission: Admission
     codecs: Codecs
     broker: Broker
+    served: Served
+    ends: Ends
+    intake: Intake
     test_senders: CapacityLimiter
     body_readers: CapacityLimiter
 

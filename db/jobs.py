@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 from sqlalchemy import func, inspect, select, text, update
 from sqlalchemy.orm import Session, make_transient_to_detached
 
@@ -22,7 +23,7 @@ from core.job import (
     ServiceClass,
 )
 from db import chunks, shares
-from db.connection import Statement
+from db.connection import Database, Statement
 from db.tables import ChunkRow, JobRow
 
 UNFINISHED_STATES = tuple(state.value for state in JobState if state not in TERMINAL_JOB_STATES)
@@ -39,25 +40,35 @@ _LOOK_AFTER = {
     JobState.CANCELLING: timedelta(0),
 }
 
-# One statement, as somebody waits for it: the job, its requests and its chunk.
+# One statement, as somebody waits for it: jobs, each with its requests and its chunk.
 _CREATE_ONLINE = Statement("""
-WITH job AS (
+WITH given AS (
+    SELECT * FROM json_to_recordset(CAST(:jobs AS json)) AS one(public_id text, tenant text, key_id bigint,
+        endpoint text, model text, priority smallint, expires_seconds float, bodies json, num_requests int)
+), job AS (
     INSERT INTO jobs (public_id, tenant, key_id, kind, service_class, state, endpoint, model, priority, num_requests,
         in_progress_at, expires_at, look_at)
-    VALUES (:public_id, :tenant, CAST(:key_id AS bigint), :kind, :service_class, :state, :endpoint, :model, :priority,
-        :num_requests, now(), now() + CAST(:expires_after AS interval), now() + interval '60 seconds')
+    SELECT public_id, tenant, key_id, :kind, :service_class, :state, endpoint, model, priority, num_requests, now(),
+        now() + make_interval(secs => expires_seconds), now() + interval '60 seconds'
+    FROM given
     RETURNING id, public_id, num_requests, model, service_class, tenant, priority, created_at, expires_at, look_at
 ), asked AS (
     INSERT INTO requests (job_id, index, custom_id, body)
     SELECT job.id, body.number - 1, job.public_id, body.value
-    FROM job, unnest(CAST(:bodies AS text[])) WITH ORDINALITY AS body(value, number)
+    FROM given JOIN job ON job.public_id = given.public_id,
+        json_array_elements_text(given.bodies) WITH ORDINALITY AS body(value, number)
 ), chunk AS (
     INSERT INTO chunks (job_id, index, first_request, num_requests, model, service_class, tenant, priority, state)
     SELECT id, 0, 0, num_requests, model, service_class, tenant, priority, :chunk_state FROM job
 )
-SELECT id, created_at, expires_at, look_at FROM job
+SELECT public_id, id, created_at, expires_at, look_at FROM job
 """)
 
+_ONLINE = {
+    "kind": JobKind.INFERENCE.value,
+    "service_class": ServiceClass.ONLINE.value,
+    "state": JobState.IN_PROGRESS.value,
+}
 
 _GIVEN = (
     "public_id",
@@ -93,8 +104,14 @@ class NewBatch:
     priority: int = DEFAULT_PRIORITY
 
 
+def new_public_id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewOnlineRequest:
+    """public_id: of the job that is made of it, where somebody listens for its end before it is there."""
+
     endpoint: str
     model: str
     body: str
@@ -103,6 +120,7 @@ class NewOnlineRequest:
     key_id: int | None = None
     priority: int = DEFAULT_PRIORITY
     more_bodies: tuple[str, ...] = ()
+    public_id: str | None = None
 
     @property
     def bodies(self) -> tuple[str, ...]:
@@ -119,10 +137,6 @@ class Progress:
     completion_tokens: int
     cached_tokens: int
     num_busy_chunks: int
-
-
-def new_public_id(prefix: str) -> str:
-    return f"{prefix}_{secrets.token_hex(12)}"
 
 
 def create_batch(session: Session, batch: NewBatch) -> JobRow:
@@ -149,37 +163,60 @@ def create_batch(session: Session, batch: NewBatch) -> JobRow:
 
 def create_online(session: Session, request: NewOnlineRequest) -> JobRow:
     """A job of one chunk, ready to run, and as a rule of one request."""
-    values = {
-        "public_id": new_public_id("req"),
-        "tenant": request.tenant,
-        "key_id": request.key_id,
-        "kind": JobKind.INFERENCE.value,
-        "service_class": ServiceClass.ONLINE.value,
-        "state": JobState.IN_PROGRESS.value,
-        "endpoint": request.endpoint,
-        "model": request.model,
-        "priority": request.priority,
-        "bodies": list(request.bodies),
-        "num_requests": len(request.bodies),
-        "expires_after": request.expires_after,
-        "chunk_state": ChunkState.WAITING.value,
-    }
-    row = _CREATE_ONLINE.execute(session, values).fetchone()
+    public_id = request.public_id or new_online_id()
+    row = _CREATE_ONLINE.execute(session, _new_values({public_id: request})).fetchone()
     assert row is not None
-    return _stored(session, values, dict(zip(_CREATED, row, strict=True)))
+    job = _stored(public_id, request, dict(zip(_CREATED, row[1:], strict=True)))
+    session.add(job)
+    return job
 
 
-def _stored(session: Session, values: Mapping[str, Any], created: Mapping[str, Any]) -> JobRow:
+def create_many_online(database: Database, requests: Sequence[NewOnlineRequest]) -> list[JobRow]:
+    """All of them or none, in a transaction of its own and in this order. Raises as `Database.begin`."""
+    by_id = {request.public_id or new_online_id(): request for request in requests}
+    rows = {row.pop("public_id"): row for row in database.run(_CREATE_ONLINE, _new_values(by_id))}
+    return [_stored(public_id, request, rows[public_id]) for public_id, request in by_id.items()]
+
+
+def new_online_id() -> str:
+    return new_public_id("req")
+
+
+def _new_values(requests: Mapping[str, NewOnlineRequest]) -> dict[str, Any]:
+    given = [
+        {
+            "public_id": public_id,
+            "tenant": request.tenant,
+            "key_id": request.key_id,
+            "endpoint": request.endpoint,
+            "model": request.model,
+            "priority": request.priority,
+            "expires_seconds": request.expires_after.total_seconds(),
+            "bodies": request.bodies,
+            "num_requests": len(request.bodies),
+        }
+        for public_id, request in requests.items()
+    ]
+    return {**_ONLINE, "chunk_state": ChunkState.WAITING.value, "jobs": msgspec.json.encode(given).decode()}
+
+
+def _stored(public_id: str, request: NewOnlineRequest, created: Mapping[str, Any]) -> JobRow:
     """The row as it would be read: what the statement leaves out is what its columns are by default."""
     job = JobRow(
-        **{name: values[name] for name in _GIVEN},
+        **_ONLINE,
         **dict.fromkeys(_OPTIONAL),
         **dict.fromkeys(_COUNTS, 0),
         **created,
+        public_id=public_id,
+        tenant=request.tenant,
+        key_id=request.key_id,
+        endpoint=request.endpoint,
+        model=request.model,
+        priority=request.priority,
+        num_requests=len(request.bodies),
         in_progress_at=created["created_at"],
     )
     make_transient_to_detached(job)
-    session.add(job)
     return job
 
 

@@ -60,7 +60,7 @@ def _close_online(services: Services, runs: Sequence[ChunkRun]) -> None:
     """A job of one request ends here. Answers that are committed are told before all else."""
     for run in runs:
         if run.is_done:
-            services.relay.announce(run.job_public_id, run.end)
+            services.relay.announce(run.job_public_id, run.end, is_streamed=run.is_streamed)
     for run in runs:
         if run.lost_model is not None:
             _report_loss(services, run.lost_model)

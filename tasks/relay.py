@@ -1,9 +1,9 @@
 """Tells the API how an online answer grows and that it is committed, through a Redis stream per job that expires by
-itself.
+itself. Where nobody reads along, the end alone is told, on a channel that every API process hears.
 
-The stream only spares the wait and the question: its length is bounded, it may be lost at any time, and whoever reads
-it finds the whole answer in PostgreSQL. A short one is told with the end, when it is committed. Nobody who tells
-waits for Redis: one thread sends what has gathered, in its order.
+Both only spare the wait and the question: a stream's length is bounded, what is told may be lost at any time, and
+whoever waits finds the whole answer in PostgreSQL. A short one is told with the end, when it is committed. Nobody who
+tells waits for Redis: one thread sends what has gathered, in its order.
 """
 
 import logging
@@ -28,6 +28,7 @@ MAX_END_CHARACTERS = 32_768  # of longer answers only the end is told
 STREAM_ENTRIES = 2048  # a reader that is further behind waits for the whole answer
 GATHER_SECONDS = 0.02
 MAX_GATHERED = 20_000
+ENDS_CHANNEL = "millrace:ends"
 DONE = "done"
 INTERRUPTED = "interrupted"
 PIECES = "pieces"
@@ -62,19 +63,28 @@ class End(msgspec.Struct, frozen=True):
     outcomes: list[Outcome]
 
 
+class Heard(msgspec.Struct, frozen=True, array_like=True):
+    """On the channel: that a job has ended, and with which `End`, where that is short."""
+
+    job: str
+    end: msgspec.Raw = msgspec.Raw(b"null")
+
+
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What to write to a job's stream: an event, or a piece."""
+    """What to tell of a job: an event, or a piece. is_streamed: to its stream."""
 
     job: str
     what: Piece | str
     attempt: int
     end: End | None = None
+    is_streamed: bool = True
 
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(list[Piece])
 _end_decoder = msgspec.json.Decoder(End)
+_heard_decoder = msgspec.json.Decoder(list[Heard])
 
 
 def decode_pieces(data: bytes) -> list[Piece]:
@@ -85,6 +95,11 @@ def decode_pieces(data: bytes) -> list[Piece]:
 def decode_end(data: bytes) -> End:
     """Raises msgspec.DecodeError on what no release of ours wrote."""
     return _end_decoder.decode(data)
+
+
+def decode_heard(data: bytes) -> list[Heard]:
+    """Raises msgspec.DecodeError on what no release of ours wrote."""
+    return _heard_decoder.decode(data)
 
 
 class RedisRelay:
@@ -99,9 +114,9 @@ class RedisRelay:
         self._is_urgent = False  # somebody waits for an end
         self._thread: threading.Thread | None = None
 
-    def announce(self, job_public_id: str, end: End | None = None) -> None:
+    def announce(self, job_public_id: str, end: End | None = None, *, is_streamed: bool = True) -> None:
         """The outcome is committed. Returns at once."""
-        self._gather(_Told(job_public_id, DONE, 0, end), is_urgent=True)
+        self._gather(_Told(job_public_id, DONE, 0, end, is_streamed), is_urgent=True)
 
     def publish(self, job_public_id: str, piece: Piece) -> None:
         """Returns at once. What is too much for the moment is dropped: the reader sees the gap."""
@@ -152,9 +167,13 @@ class RedisRelay:
     def _write(self, told: list[_Told]) -> None:
         by_job: defaultdict[str, list[_Told]] = defaultdict(list)
         for one in told:
-            by_job[one.job].append(one)
+            if one.is_streamed:
+                by_job[one.job].append(one)
+        heard = [Heard(one.job, _short(one.end)) for one in told if one.what == DONE]
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
+                if heard:
+                    pipeline.publish(ENDS_CHANNEL, _encoder.encode(heard))
                 for job, ones in by_job.items():
                     stream = answer_stream(job)
                     for fields in _entries(ones):
@@ -163,7 +182,7 @@ class RedisRelay:
                     pipeline.expire(stream, END_LIFETIME_SECONDS if has_ended else STREAM_LIFETIME_SECONDS)
                 pipeline.execute()
         except RedisError as error:
-            logger.warning("%d answers grow or ended, but nobody could be told: %s", len(by_job), error)
+            logger.warning("%d answers grow or ended, but nobody could be told: %s", len(told), error)
 
 
 def _entries(told: list[_Told]) -> list[dict[FieldT, EncodableT]]:
@@ -179,7 +198,14 @@ def _entries(told: list[_Told]) -> list[dict[FieldT, EncodableT]]:
 
 def _event(told: _Told) -> dict[FieldT, EncodableT]:
     fields: dict[FieldT, EncodableT] = {"event": str(told.what), "attempt": told.attempt}
-    end = told.end
-    if end is not None and sum(len(outcome.body) for outcome in end.outcomes) <= MAX_END_CHARACTERS:
-        fields["end"] = _encoder.encode(end)
+    if told.end is not None and _is_short(told.end):
+        fields["end"] = _encoder.encode(told.end)
     return fields
+
+
+def _short(end: End | None) -> msgspec.Raw:
+    return msgspec.Raw(_encoder.encode(end) if end is not None and _is_short(end) else b"null")
+
+
+def _is_short(end: End) -> bool:
+    return sum(len(outcome.body) for outcome in end.outcomes) <= MAX_END_CHARACTERS

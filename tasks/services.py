@@ -22,7 +22,8 @@ from tasks.relay import End, Piece
 class ChunkRun:
     """How a claimed chunk ended: `is_done` when it has no unfinished request left; `is_closed` when nobody runs it
     again, because it is done or its job is being stopped. `is_completed`: its job, an online one, has ended with it;
-    `end` is what came of it, where this run saw all. `lost_model`: the one whose engine died meanwhile."""
+    `end` is what came of it, where this run saw all. `is_streamed`: somebody may read along. `lost_model`: the one
+    whose engine died meanwhile."""
 
     job_id: int
     job_public_id: str
@@ -31,6 +32,7 @@ class ChunkRun:
     lost_model: str | None = None
     is_completed: bool = False
     end: End | None = None
+    is_streamed: bool = True
 
 
 Close = Callable[[Sequence[ChunkRun]], None]
@@ -74,9 +76,9 @@ class HeavyRunner(Protocol):
 
 
 class Relay(Protocol):
-    def announce(self, job_public_id: str, end: End | None = None) -> None:
-        """Tells whoever waits for an online job that its outcome is committed, and what it is. Fails open: the waiter
-        looks again."""
+    def announce(self, job_public_id: str, end: End | None = None, *, is_streamed: bool = True) -> None:
+        """Tells whoever waits for an online job that its outcome is committed, and what it is; where it was not
+        streamed, nobody reads along. Fails open: the waiter looks again."""
         ...
 
     def publish(self, job_public_id: str, piece: Piece) -> None:

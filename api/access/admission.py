@@ -1,5 +1,5 @@
 """Whether there is room for one more: limits of keys and tenants, the bound of a model's queue, its circuit breaker.
-Blocking: call it in a thread, in the transaction that makes the job.
+Blocking: call it in a thread, and not within a transaction, as it may need one.
 """
 
 import time
@@ -65,11 +65,13 @@ class Admission:
     def close(self) -> None:
         self._rates.close()
 
-    def admit_online(self, session: Session, visit: Visit, model: str, num_tokens: int) -> None:
+    def admit_online(self, visit: Visit, model: str, num_tokens: int) -> None:
         """After `take_request`. `num_tokens`: prompt and answers at most. Raises RateLimited, Overloaded,
         ModelUnavailable."""
-        seen = self._check_queue(session, model)
-        self.check_jobs(session, visit.identity)
+        seen = self._check_queue(model)
+        if _limits_jobs(visit.identity):
+            with self._database.begin() as session:
+                self.check_jobs(session, visit.identity)
         self._take(visit, num_tokens, num_requests=0)
         self._ask_breaker(visit, model)
         seen.num_waiting += 1
@@ -78,10 +80,12 @@ class Admission:
         """Before a prompt is counted, which takes time: what need not know the count, in no transaction. `model`: one
         that is served. Raises Overloaded, ModelUnavailable."""
         self._ask_breaker(visit, model)
-        seen = self._seen_lately(model)
-        if seen is None or seen.num_waiting >= self._max_waiting:
-            with self._database.begin() as session:
-                self._check_queue(session, model)
+        self._check_queue(model)
+
+    def give_back(self, visit: Visit) -> None:
+        """Where an admitted call has made nothing."""
+        self._rates.correct(visit.taken, 0)
+        visit.taken.clear()
 
     def take_request(self, visit: Visit) -> None:
         """Before anything is done for it that takes time. Raises RateLimited."""
@@ -97,9 +101,9 @@ class Admission:
 
     def check_jobs(self, session: Session, identity: Identity) -> None:
         """Before a job is made in the same transaction. Raises RateLimited."""
-        of_key, of_tenant = identity.limits.concurrent_jobs, identity.tenant_limits.concurrent_jobs
-        if of_key is None and of_tenant is None:
+        if not _limits_jobs(identity):
             return
+        of_key, of_tenant = identity.limits.concurrent_jobs, identity.tenant_limits.concurrent_jobs
         running = load.unfinished(session, tenant=identity.tenant, key_id=identity.key_id)
         for whose, num, most in (("this key", running.of_key, of_key), ("this tenant", running.of_tenant, of_tenant)):
             if most is not None and num >= most:
@@ -113,14 +117,16 @@ class Admission:
         seen = self._queues.get(model)
         return None if seen is None or self._clock() - seen.at >= FRESH_SECONDS else seen
 
-    def _check_queue(self, session: Session, model: str) -> _Seen:
+    def _check_queue(self, model: str) -> _Seen:
         seen = self._seen_lately(model)
         if seen is None:
-            seen = _Seen(load.num_waiting(session, model, bound=self._max_waiting), self._clock())
+            with self._database.begin() as session:
+                seen = _Seen(load.num_waiting(session, model, bound=self._max_waiting), self._clock())
             self._queues[model] = seen
         if seen.num_waiting >= self._max_waiting:
             if not seen.has_asked:
-                seen.rate, seen.has_asked = load.rates(session).get((ServiceClass.ONLINE.value, model)), True
+                with self._database.begin() as session:
+                    seen.rate, seen.has_asked = load.rates(session).get((ServiceClass.ONLINE.value, model)), True
             raise Overloaded(
                 f"{seen.num_waiting:,} requests wait for {model} already"
                 + ("" if seen.rate is None else f", which answers {seen.rate.rows_per_second:.1f} a second")
@@ -138,7 +144,7 @@ class Admission:
             return
         state = self._breaker.ask(model)
         if state.circuit is Circuit.OPEN:
-            self._rates.correct(visit.taken, 0)
+            self.give_back(visit)
             raise ModelUnavailable(
                 f"{model} failed {state.num_failures} times in a row; it is tried again in a moment",
                 retry_after_seconds=max(1.0, state.retry_after_seconds),
@@ -170,6 +176,10 @@ class Admission:
             self._breaker.succeeded(model)
         elif visit.is_probe:
             self._breaker.gave_up(model)
+
+
+def _limits_jobs(identity: Identity) -> bool:
+    return identity.limits.concurrent_jobs is not None or identity.tenant_limits.concurrent_jobs is not None
 
 
 def is_engine_failure(outcome: OutcomeRow) -> bool:

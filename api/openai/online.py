@@ -6,8 +6,7 @@ with `resume_seconds` goes on so long.
 """
 
 import logging
-from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from anyio import CancelScope, move_on_after
@@ -20,17 +19,18 @@ from api.access.visit import Visit, visit_of
 from api.context import Context
 from api.errors import error_response
 from api.prompts import count_prompt_tokens
-from api.streaming.following import Ended, follow
+from api.streaming.ends import Waiter
+from api.streaming.following import Ended, await_end, look
 from api.streaming.leaving import unless_left
 from api.streaming.narration import Narrator, first_failure
 from api.streaming.response import AnswerStream, Ending, failed_response, too_late
-from core.errors import InvalidRequest, NotFound
+from core.errors import InvalidRequest
 from core.job import DEFAULT_PRIORITY, TERMINAL_JOB_STATES, JobState
 from core.openai.chunks import Heading, whole_body
 from core.openai.completion import CompletionRequest, StreamOptions, split_prompts
 from core.openai.progress import new_progress, parse_progress
-from core.openai.request import InferenceRequest, check_kind, parse_request
-from db import idempotency, jobs, models, online, results
+from core.openai.request import InferenceRequest, parse_request
+from db import idempotency, jobs, online, results
 from db.idempotency import Key
 from db.jobs import NewOnlineRequest
 from db.tables import JobRow
@@ -42,21 +42,29 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 @dataclass(frozen=True, slots=True)
-class Submitted:
-    job: JobRow
+class _Admitted:
+    """parsed: its first request. job: that the same call made before, or that is committed already."""
+
     parsed: InferenceRequest
+    wanted: NewOnlineRequest
+    job: JobRow | None = None
 
 
 async def answer(context: Context, tenant: str, request: Request, endpoint: str, once: Key | None) -> Response:
     check_content_type(request)
     body = await request.body()
     await context.broker.check()
-    submitted = await run_in_threadpool(_submit, context, visit_of(request), endpoint, body, once)
-    ending = _ending(context, submitted, is_repeatable=once is not None)
-    job, parsed = submitted.job, submitted.parsed
-    if isinstance(parsed, CompletionRequest) and parsed.streaming is not None:
-        return AnswerStream(context, job, narrate(job, parsed, None), ending)
-    return await _whole_answer(context, request, job, ending)
+    visit = visit_of(request)
+    admitted = await run_in_threadpool(_admit, context, visit, endpoint, body, once)
+    parsed = admitted.parsed
+    public_id = jobs.new_online_id()
+    with context.ends.expecting(public_id) as waiter:
+        job = admitted.job or await context.intake.put(replace(admitted.wanted, public_id=public_id))
+        visit.job_id = job.id
+        ending = _ending(context, job, parsed, is_repeatable=once is not None)
+        if isinstance(parsed, CompletionRequest) and parsed.streaming is not None:
+            return AnswerStream(context, job, narrate(job, parsed, None), ending)
+        return await _whole_answer(context, request, job, ending, waiter)
 
 
 def check_content_type(request: Request) -> None:
@@ -76,9 +84,8 @@ def narrate(job: JobRow, parsed: CompletionRequest, last_event_id: str | None) -
     return Narrator(heading, job.num_requests, parsed.num_answers, progress)
 
 
-def _ending(context: Context, submitted: Submitted, *, is_repeatable: bool) -> Ending:
+def _ending(context: Context, job: JobRow, parsed: InferenceRequest, *, is_repeatable: bool) -> Ending:
     """is_repeatable: whoever comes again with the same Idempotency-Key finds the job."""
-    job, parsed = submitted.job, submitted.parsed
 
     async def left() -> None:
         if not is_repeatable:
@@ -90,11 +97,12 @@ def _ending(context: Context, submitted: Submitted, *, is_repeatable: bool) -> E
     return Ending(left, failed)
 
 
-async def _whole_answer(context: Context, request: Request, job: JobRow, ending: Ending) -> Response:
+async def _whole_answer(context: Context, request: Request, job: JobRow, ending: Ending, waiter: Waiter) -> Response:
     ended: Ended | None = None
     has_left = False
     try:
-        ended = await unless_left(request.receive, lambda: wait(context, job))
+        is_new = waiter.job_public_id == job.public_id
+        ended = await unless_left(request.receive, lambda: wait(context, job, waiter if is_new else None))
         has_left = ended is None
     finally:
         if ended is None:  # nobody waits any more, whatever the reason
@@ -108,33 +116,24 @@ async def _whole_answer(context: Context, request: Request, job: JobRow, ending:
     return Response(whole_body([outcome.body for outcome in ended.outcomes]), media_type="application/json")
 
 
-async def wait(context: Context, job: JobRow) -> Ended:
-    """Raises Interrupted when it takes too long."""
+async def wait(context: Context, job: JobRow, waiter: Waiter | None = None) -> Ended:
+    """waiter: where somebody expects the end since before the job was there. Raises Interrupted when it takes too
+    long."""
     seconds = context.settings.online_timeout_seconds
     with move_on_after(seconds):
-        async with aclosing(follow(context, job)) as tellings:
-            async for told in tellings:
-                if isinstance(told, Ended):
-                    return told
+        if waiter is not None:
+            return await await_end(context, job, waiter)
+        with context.ends.expecting(job.public_id) as late:
+            return await look(context, job) or await await_end(context, job, late)
     raise too_late(seconds)
 
 
-def _submit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Key | None) -> Submitted:
-    """Commits it, then wakes a worker."""
-    submitted = _commit(context, visit, endpoint, body, once)
-    context.broker.wake_up(submitted.job)
-    return submitted
-
-
-def _commit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Key | None) -> Submitted:
+def _admit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Key | None) -> _Admitted:
+    """A call with a key is committed here, in the transaction that remembers the key."""
     who = visit.identity
     bodies = split_prompts(endpoint, body)
     requests = [parse_request(endpoint, one) for one in bodies]
     parsed, *_ = requests
-    context.admission.take_request(visit)
-    if context.codecs.counts(parsed.model) and not _is_repeated(context, who.tenant, once):
-        context.admission.check_room(visit, parsed.model)
-    num_prompt_tokens = _count(context, requests)
     first, *more = [one.decode() for one in bodies]
     wanted = NewOnlineRequest(
         endpoint=endpoint,
@@ -146,25 +145,34 @@ def _commit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Ke
         priority=min(DEFAULT_PRIORITY, who.max_priority),
         more_bodies=tuple(more),
     )
+    context.admission.take_request(visit)
+    if once is not None and (earlier := _repeated(context, who.tenant, once)) is not None:
+        return _Admitted(parsed, wanted, earlier)
+    context.served.check(endpoint, parsed.model)
+    context.admission.check_room(visit, parsed.model)
+    num_tokens = estimated_tokens(_count(context, requests), len(body), requests)
+    context.admission.admit_online(visit, parsed.model, num_tokens)
+    return _Admitted(parsed, wanted, _commit_once(context, visit, wanted, once) if once is not None else None)
+
+
+def _commit_once(context: Context, visit: Visit, wanted: NewOnlineRequest, once: Key) -> JobRow:
+    """And wakes a worker, unless the same call was quicker meanwhile."""
     with context.database.begin() as session:
-        earlier = _earlier(session, who.tenant, once)
-        if earlier is not None:
-            return Submitted(earlier, parsed)
-        check_model(session, endpoint, parsed.model)
-        num_tokens = estimated_tokens(num_prompt_tokens, len(body), requests)
-        context.admission.admit_online(session, visit, parsed.model, num_tokens)
-        job = jobs.create_online(session, wanted)
-        idempotency.remember(session, once, job.public_id)
-        visit.job_id = job.id
-        return Submitted(job, parsed)
+        earlier = _earlier(session, wanted.tenant, once)
+        job = earlier or jobs.create_online(session, wanted)
+        if earlier is None:
+            idempotency.remember(session, once, job.public_id)
+    if earlier is None:
+        context.broker.wake_up(job)
+    else:
+        context.admission.give_back(visit)
+    return job
 
 
-def _is_repeated(context: Context, tenant: str, once: Key | None) -> bool:
+def _repeated(context: Context, tenant: str, once: Key) -> JobRow | None:
     """Such a call finds its job, however full it is."""
-    if once is None:
-        return False
     with context.database.begin() as session:
-        return _earlier(session, tenant, once) is not None
+        return _earlier(session, tenant, once)
 
 
 def _count(context: Context, requests: list[InferenceRequest]) -> int | None:
@@ -177,23 +185,11 @@ def _count(context: Context, requests: list[InferenceRequest]) -> int | None:
     return sum(known) if len(known) == len(counts) else None
 
 
-def check_model(session: Session, endpoint: str, name: str) -> None:
-    """Raises NotFound where no engine serves it, InvalidRequest where it is of another kind."""
-    model = models.find_served(session, name)
-    if model is None:
-        raise NotFound(
-            f"model {name!r} is not served here; GET /v1/models lists those that are",
-            param="model",
-            code="model_not_found",
-        )
-    check_kind(endpoint, name, model.kind)
-
-
 def lifetime(context: Context) -> timedelta:
     return timedelta(seconds=context.settings.online_timeout_seconds + EXPIRY_MARGIN_SECONDS)
 
 
-def _earlier(session: Session, tenant: str, once: Key | None) -> JobRow | None:
+def _earlier(session: Session, tenant: str, once: Key) -> JobRow | None:
     """The job that the same call made before, unless it was stopped without an answer: then the call runs anew."""
     public_id = idempotency.recall(session, once)
     if public_id is None:

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from api.context import Context
+from api.streaming.ends import Waiter
 from core.errors import Unavailable
 from core.job import TERMINAL_JOB_STATES, JobState
 from db import online
@@ -77,7 +78,7 @@ async def follow(context: Context, job: JobRow) -> AsyncGenerator[Told, None]:
                 return
             is_done = is_done or fields.get(b"event") == DONE.encode()
         if is_done:
-            ended = await _look(context, job)
+            ended = await look(context, job)
             if ended is not None:
                 yield ended
                 return
@@ -122,7 +123,22 @@ def _ended(job: JobRow, end: End) -> Ended:
     return Ended(rows, end.attempt)
 
 
-async def _look(context: Context, job: JobRow) -> Ended | None:
+async def await_end(context: Context, job: JobRow, waiter: Waiter) -> Ended:
+    """For whom nothing but the end is of interest, and who would have heard of one before now."""
+    while True:
+        has_heard = waiter.has_heard
+        end = await waiter.hear(LOOK_SECONDS)
+        if end is not None:
+            return _ended(job, end)
+        ended = await look(context, job)
+        if ended is not None:
+            return ended
+        if has_heard:  # told before it was committed, or by somebody else: not to be asked in a hurry
+            await sleep(PAUSE_SECONDS)
+
+
+async def look(context: Context, job: JobRow) -> Ended | None:
+    """What PostgreSQL knows; nothing where it is away, after a while."""
     try:
         return await run_in_threadpool(_read_end, context, job)
     except Unavailable as error:

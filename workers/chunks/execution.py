@@ -85,6 +85,7 @@ class Execution:
         self._withdrawn_at: float | None = None
         self._begun: set[int] = set()  # of those that run alone
         self._must_hand_back = False
+        self._is_streamed = False
 
     def begin(self, requests: Sequence[Request]) -> None:
         """requests: those without an outcome."""
@@ -186,11 +187,13 @@ class Execution:
     def _message(self, request: Request) -> Generate | Embed:
         lease = self.lease
         parsed = parse_request(lease.endpoint, request.body)
+        is_streamed = self._is_online and parsed.streaming is not None
+        self._is_streamed = self._is_streamed or is_streamed
         return to_message(
             parsed,
             f"{lease.job_public_id}-{request.index}-{lease.attempt}-{self._num_lost}",
             priority=ONLINE_PRIORITY if self._is_online else BULK_PRIORITY,
-            stream=self._is_online and parsed.streaming is not None,
+            stream=is_streamed,
             prefix_scope=lease.tenant,
             is_alone=self._is_alone,
         )
@@ -267,6 +270,7 @@ class Execution:
             lost_model=None if self.crash is None else self.lease.model,
             is_completed=self.is_completed,
             end=self._whole_end(),
+            is_streamed=self._is_streamed,
         )
 
     def _whole_end(self) -> End | None:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from api.access.admission import estimated_tokens
 from api.access.visit import Visit
 from api.context import Context
-from api.openai.online import check_model, lifetime
+from api.openai.online import lifetime
 from api.prompts import count_prompt_tokens
 from core.access import Identity
 from core.errors import InvalidRequest
@@ -52,18 +52,19 @@ def make(context: Context, visit: Visit, request: ResponseRequest, once: Key | N
         earlier = idempotency.recall(session, once)
         if earlier is not None:
             return Made(responses.find(session, earlier, tenant=tenant, is_stored=False), is_new=False)
-        check_model(session, CHAT_ENDPOINT, request.model)
         body = request.chat_body(_earlier_items(session, tenant, request.previous_id))
+    context.served.check(CHAT_ENDPOINT, request.model)
     parsed = parse_body(CHAT_ENDPOINT, body)
     context.admission.take_request(visit)
     context.admission.check_room(visit, request.model)
     num_prompt_tokens = count_prompt_tokens(context, request.model, parsed)
+    num_tokens = estimated_tokens(num_prompt_tokens, len(body), [parsed])
+    context.admission.admit_online(visit, request.model, num_tokens)
     with context.database.begin() as session:
         earlier = idempotency.recall(session, once)  # again: somebody may have been quicker
         if earlier is not None:
+            context.admission.give_back(visit)
             return Made(responses.find(session, earlier, tenant=tenant, is_stored=False), is_new=False)
-        num_tokens = estimated_tokens(num_prompt_tokens, len(body), [parsed])
-        context.admission.admit_online(session, visit, request.model, num_tokens)
         job = jobs.create_online(session, _job(context, visit.identity, request, body))
         visit.job_id = job.id
         row = responses.add(session, _row(tenant, request, job))

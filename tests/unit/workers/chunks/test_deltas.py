@@ -10,7 +10,7 @@ class Told:
         self.pieces: list[Piece] = []
         self.interrupted: list[tuple[str, int]] = []
 
-    def announce(self, job_public_id: str, end: End | None = None) -> None:
+    def announce(self, job_public_id: str, end: End | None = None, *, is_streamed: bool = True) -> None:
         raise AssertionError
 
     def publish(self, job_public_id: str, piece: Piece) -> None:
