@@ -55,7 +55,10 @@ class Intake:
     def _run(self) -> None:
         while (first := self._asked.get()) is not None:
             gathered, is_last = self._gather(first)
-            self._commit([asked for asked in gathered if asked.made.set_running_or_notify_cancel()])
+            try:
+                self._commit([asked for asked in gathered if asked.made.set_running_or_notify_cancel()])
+            except Exception:
+                logger.exception("workers were not woken; the dispatcher does it")
             if is_last:
                 return
 
@@ -89,9 +92,11 @@ class Intake:
             for asked in gathered:
                 asked.made.set_exception(error)
         else:
-            self._wake_up(made)
-            for asked, job in zip(gathered, made, strict=True):
-                asked.made.set_result(job)
+            try:
+                self._wake_up(made)
+            finally:
+                for asked, job in zip(gathered, made, strict=True):
+                    asked.made.set_result(job)
 
     def _wake_up(self, made: Sequence[JobRow]) -> None:
         seen: Counter[str | None] = Counter()
