@@ -298,13 +298,12 @@ def set_priority(session: Session, job: JobRow, priority: int) -> None:
     if changed is None:
         raise Conflict(f"expected a job that has not ended, got one that is {job.state}")
     (model,) = changed
+    busy = (ChunkRow.job_id == job.id, ChunkRow.state.in_(BUSY_CHUNK_STATES))
+    # Chunks before shares, and these by their ids, as whoever claims and writes them locks them.
+    session.execute(select(ChunkRow.id).where(*busy).order_by(ChunkRow.id).with_for_update(key_share=True))
     if model is not None and job.service_class != ServiceClass.ONLINE:
         shares.arrive(session, service_class=job.service_class, model=model, priority=priority, tenant=job.tenant)
-    session.execute(
-        update(ChunkRow)
-        .where(ChunkRow.job_id == job.id, ChunkRow.state.in_(BUSY_CHUNK_STATES))
-        .values(priority=priority)
-    )
+    session.execute(update(ChunkRow).where(*busy).values(priority=priority))
 
 
 def _mark_expired(session: Session, job_id: int) -> bool:

@@ -1,9 +1,11 @@
 """The books of fair shares: which tenants wait for a model at a priority, and how many answer tokens each was given.
 
 A tenant that comes back after a pause starts at the virtual time of those that stayed, so that nobody saves up.
-`db.chunks.claiming` charges what a chunk asks for at most; `settle` makes it what the chunk really took.
+`db.chunks.claiming` charges what a chunk asks for at most; `settle` makes it what the chunk really took, at the
+priority at which it was charged.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from sqlalchemy import text
@@ -20,12 +22,21 @@ WHERE NOT EXISTS (
       AND priority = :priority AND tenant = :tenant)
 """)
 
+# In the order of their keys, as two may settle several at once.
 _SETTLE = text("""
-UPDATE tenant_shares AS share
-SET used_tokens = greatest(share.started_tokens, share.used_tokens + c.completion_tokens + c.num_failed - c.cost_tokens)
-FROM chunks AS c
-WHERE c.id = :chunk_id AND share.service_class = c.service_class AND share.model = c.model
-  AND share.priority = c.priority AND share.tenant = c.tenant
+WITH due AS (
+    SELECT service_class, model, coalesce(charged_priority, priority) AS priority, tenant,
+        sum(completion_tokens + num_failed - cost_tokens) AS tokens
+    FROM chunks WHERE id = ANY(:chunk_ids) GROUP BY 1, 2, 3, 4
+), held AS (
+    SELECT service_class, model, priority, tenant, due.tokens
+    FROM tenant_shares AS share JOIN due USING (service_class, model, priority, tenant)
+    ORDER BY 1, 2, 3, 4 FOR NO KEY UPDATE OF share
+)
+UPDATE tenant_shares AS share SET used_tokens = greatest(share.started_tokens, share.used_tokens + held.tokens)
+FROM held
+WHERE share.service_class = held.service_class AND share.model = held.model AND share.priority = held.priority
+  AND share.tenant = held.tenant
 """)
 
 # The release before this one cuts chunks without asking for a share. One step of the index per share, not per chunk.
@@ -63,9 +74,11 @@ def arrive(session: Session, *, service_class: str, model: str, priority: int, t
     session.execute(_ARRIVE, values)
 
 
-def settle(session: Session, chunk_id: int) -> None:
-    """Replaces what the chunk might have taken by the answer tokens it took; one for a failed request."""
-    session.execute(_SETTLE, {"chunk_id": chunk_id})
+def settle(session: Session, chunk_ids: Sequence[int]) -> None:
+    """For chunks that were claimed and ended: replaces what each might have taken by the answer tokens it took, one
+    for a failed request."""
+    if chunk_ids:
+        session.execute(_SETTLE, {"chunk_ids": list(chunk_ids)})
 
 
 def restore(session: Session) -> None:

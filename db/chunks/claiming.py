@@ -2,8 +2,8 @@
 
 Shares follow start-time fair queueing (Goyal, Vin, Cheng: "Start-time Fair Queuing", SIGCOMM 1996): among the tenants
 that wait for the same model at the same priority the one that was given the fewest answer tokens comes first, and is
-charged what its chunk asks for at most, once, however often the chunk is claimed; the end of the chunk makes it what it
-was. `db.shares` keeps the books.
+charged what its chunk asks for at most, once, however often the chunk is claimed and whatever its priority becomes; the
+end of the chunk makes it what it was. `db.shares` keeps the books.
 
 Ageing: a worker asks now and then (`takes_oldest`) for the chunk that has waited longest, whatever its priority, so the
 lowest priority moves too.
@@ -64,20 +64,22 @@ _SHARED_CANDIDATES = """
 _BY_TURN = {"order": "ORDER BY share.priority DESC, share.used_tokens", "limit": "LIMIT 256"}
 _ALL_TURNS = {"order": "", "limit": ""}
 
+# The share that is charged is that by which the chunk was found, should its priority be changed at the same moment.
 # One row is locked, the best that nobody else is claiming: locking one per tenant would take it from other claimers.
 _CLAIM = """
 WITH open AS ({open}), candidates AS ({candidates}), best AS (
-    SELECT chunks.id FROM chunks JOIN candidates ON candidates.id = chunks.id
+    SELECT chunks.id, candidates.priority FROM chunks JOIN candidates ON candidates.id = chunks.id
     WHERE chunks.state = 'waiting' AND chunks.available_at IS NULL
     ORDER BY CASE WHEN :takes_oldest THEN 0 ELSE candidates.priority END DESC,
         CASE WHEN :takes_oldest THEN 0 ELSE candidates.used_tokens END, chunks.id
     LIMIT {limit} FOR UPDATE OF chunks SKIP LOCKED
 ), claimed AS (
     UPDATE chunks AS c SET state = 'running', owner = :owner, attempt = c.attempt + 1,
-        lease_until = clock_timestamp() + make_interval(secs => :lease_seconds)
+        lease_until = clock_timestamp() + make_interval(secs => :lease_seconds),
+        charged_priority = CASE WHEN c.attempt = 0 THEN best.priority ELSE c.charged_priority END
     FROM best, jobs
     WHERE c.id = best.id AND jobs.id = c.job_id
-    RETURNING {lease}, c.priority, c.cost_tokens
+    RETURNING {lease}, c.priority, c.cost_tokens, best.priority AS share_priority
 ){charge}
 {result}
 """
@@ -104,7 +106,7 @@ _CHARGE = """, charged AS (
         used_tokens = share.used_tokens + CASE WHEN claimed.attempt = 1 THEN claimed.cost_tokens ELSE 0 END
     FROM claimed
     WHERE share.service_class = claimed.service_class AND share.model = claimed.model
-      AND share.priority = claimed.priority AND share.tenant = claimed.tenant
+      AND share.priority = claimed.share_priority AND share.tenant = claimed.tenant
 )"""
 
 

@@ -113,9 +113,7 @@ def _held_values(owner: str, held: Sequence[Held]) -> dict[str, object]:
 def expire(session: Session) -> list[tuple[int, str, int, int]]:
     """Takes back every chunk whose lease has run out: (chunk id, job's public id, chunk index, attempt) of each."""
     rows = session.execute(_EXPIRE).all()
-    for row in rows:
-        if row.state == ChunkState.CANCELLED:
-            shares.settle(session, row.id)
+    shares.settle(session, [row.id for row in rows if row.state == ChunkState.CANCELLED])
     return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 

@@ -134,10 +134,16 @@ UPDATE chunks SET available_at = NULL,
     state = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN 'cancelled' ELSE 'waiting' END,
     look_at = CASE WHEN jobs.state = 'cancelling' OR jobs.ending IS NOT NULL THEN clock_timestamp() END
 FROM due, jobs WHERE chunks.id = due.id AND jobs.id = chunks.job_id
-RETURNING chunks.id
+RETURNING chunks.id, chunks.state
 """)
 
-_CANCEL_WAITING = text("UPDATE chunks SET state = 'cancelled' WHERE job_id = ANY(:jobs) AND state = 'waiting'")
+# Only what was claimed before was charged.
+_CANCEL_WAITING = text("""
+WITH cancelled AS (
+    UPDATE chunks SET state = 'cancelled' WHERE job_id = ANY(:jobs) AND state = 'waiting' RETURNING id, attempt
+)
+SELECT id FROM cancelled WHERE attempt > 0
+""")
 
 
 def unfinished(session: Session, lease: Lease) -> list[Request]:
@@ -168,7 +174,7 @@ def write(
     if outcomes:
         state = _append(session, lease, outcomes, state)
     if state == ChunkState.DONE and lease.service_class != ServiceClass.ONLINE:
-        shares.settle(session, lease.chunk_id)
+        shares.settle(session, [lease.chunk_id])
     return WriteResult(state == ChunkState.DONE, bool(is_stopping))
 
 
@@ -203,18 +209,20 @@ def _give_up(session: Session, lease: Lease, state: str | None) -> None:
     if state is None:
         raise lease.lost()
     if state == ChunkState.CANCELLED and lease.service_class != ServiceClass.ONLINE:
-        shares.settle(session, lease.chunk_id)
+        shares.settle(session, [lease.chunk_id])
 
 
 def wake_delayed(session: Session, *, limit: int = MOST_DELAYED) -> int:
     """Makes delayed chunks that are due claimable again, and says how many they were."""
-    return len(session.execute(_WAKE_DELAYED, {"limit": limit}).all())
+    rows = session.execute(_WAKE_DELAYED, {"limit": limit}).all()
+    shares.settle(session, [row.id for row in rows if row.state == ChunkState.CANCELLED])
+    return len(rows)
 
 
 def cancel_waiting(session: Session, job_ids: Sequence[int]) -> None:
     """Of jobs that are being stopped: the chunks that nobody runs."""
     if job_ids:
-        session.execute(_CANCEL_WAITING, {"jobs": list(job_ids)})
+        shares.settle(session, session.scalars(_CANCEL_WAITING, {"jobs": list(job_ids)}).all())
 
 
 def _range(lease: Lease) -> dict[str, int]:

@@ -213,6 +213,7 @@ class ChunkRow(Row):
     have not run through; NULL: none is suspected.
     `tenant` is the job's, `cost_tokens` the answer tokens that its requests ask for at most; `available_at` is when
     the first of the requests that a waiting chunk is put aside for may be tried again; NULL: it may be claimed now.
+    `charged_priority`: at which the first claim was charged; NULL: at the one that the chunk has now.
     `look_at`: the chunk has ended, and then the reconciler looks whether its job has with it; NULL: there is nothing to
     look at."""
 
@@ -228,6 +229,7 @@ class ChunkRow(Row):
     tenant: Mapped[str] = mapped_column(server_default=DEFAULT_TENANT)
     priority: Mapped[int] = mapped_column(SmallInteger)
     cost_tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    charged_priority: Mapped[int | None] = mapped_column(SmallInteger)
     state: Mapped[str]
     available_at: Mapped[datetime | None]
     owner: Mapped[str | None]

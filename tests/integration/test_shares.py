@@ -9,6 +9,7 @@ from core.errors import Conflict
 from core.job import JobState
 from db import chunks, jobs, pauses, shares
 from db.chunks import Lease
+from db.tables import JobRow
 from tasks.upkeep import reconciler
 from tasks.upkeep.intake import validate
 from tests.world import MODEL, World, chat_line, success
@@ -126,6 +127,86 @@ def test_raising_a_priority_takes_effect_on_what_has_not_started(world: World) -
     # Then
     assert lease is not None
     assert lease.chunk_id == running.chunk_id
+
+
+def set_priority(world: World, job: JobRow, priority: int) -> None:
+    with world.database.begin() as session:
+        jobs.set_priority(session, jobs.find(session, job.public_id, tenant=job.tenant), priority)
+
+
+def charged(world: World) -> dict[int, int]:
+    """Answer tokens in the books, by priority."""
+    with world.database.begin() as session:
+        rows = session.execute(text("SELECT priority, used_tokens FROM tenant_shares WHERE used_tokens <> 0")).all()
+    return {row[0]: row[1] for row in rows}
+
+
+def test_a_chunk_is_settled_where_it_was_charged_whatever_its_priority_became(world: World) -> None:
+    # Given chunks of ten rows that ask for 40 tokens each, the first of which was begun before the job was raised
+    job = world.start(rows_of("a", 40, 40))
+    first = world.claim()
+    set_priority(world, job, 9)
+    second = world.claim()
+    assert first is not None
+    assert second is not None
+    assert charged(world) == {5: 400, 9: 400}
+    # When both end, one of them after another change, having taken less and more than they asked for
+    finish(world, first, 30)
+    set_priority(world, job, 2)
+    finish(world, second, 50)
+    # Then
+    assert charged(world) == {5: 300, 9: 500}
+    # When one comes back to another priority, and is claimed there, and ends at a third one
+    third = world.claim()
+    assert third is not None
+    with world.database.begin() as session:
+        chunks.hand_back(session, third)
+    set_priority(world, job, 7)
+    again = world.claim()
+    assert again is not None
+    assert again.chunk_id == third.chunk_id
+    set_priority(world, job, 5)
+    finish(world, again, 35)
+    # Then it was charged once
+    assert charged(world) == {2: 350, 5: 300, 9: 500}
+
+
+@pytest.mark.parametrize("comes_back", ["before", "after", "by its lease", "for another try"])
+def test_what_is_cancelled_is_charged_what_it_took(world: World, comes_back: str) -> None:
+    # Given
+    job = world.start(rows_of("a", 10, 40))
+    lease = world.claim()
+    assert lease is not None
+    world.write(lease, [success(index, completion_tokens=20) for index in range(3)])
+    set_priority(world, job, 9)
+    # When
+    with world.database.begin() as session:
+        if comes_back == "before":
+            chunks.hand_back(session, lease)
+        if comes_back == "for another try":
+            chunks.delay(session, lease)
+        jobs.stop(session, job, JobState.CANCELLED)
+        if comes_back == "by its lease":
+            session.execute(text("UPDATE chunks SET lease_until = now() - interval '1 second'"))
+            chunks.expire(session)
+        if comes_back == "after":
+            chunks.hand_back(session, lease)
+    reconciler.reconcile()
+    # Then
+    assert charged(world) == {5: 60}
+
+
+def test_what_the_release_before_claimed_is_settled_at_the_priority_that_it_has(world: World) -> None:
+    # Given
+    world.start(rows_of("a", 10, 40))
+    lease = world.claim()
+    assert lease is not None
+    with world.database.begin() as session:
+        session.execute(text("UPDATE chunks SET charged_priority = NULL"))
+    # When
+    finish(world, lease, 30)
+    # Then
+    assert charged(world) == {5: 300}
 
 
 def test_the_priority_of_a_job_that_waits_for_validation_counts_when_it_starts(world: World) -> None:
