@@ -1,5 +1,5 @@
-"""The page at `/`, for whoever watches over the night: what waits and runs, the devices and what their engines say, the
-newest jobs with their progress and what went wrong, and how to submit one."""
+"""The page at `/`, for whoever watches over the night: what waits and runs and how fast, the devices and what their
+engines say, the newest jobs with their progress and what went wrong, and how to submit one."""
 
 from pathlib import Path
 
@@ -10,15 +10,17 @@ from starlette.templating import Jinja2Templates
 from api.access.scopes import READ
 from api.context import Ctx, Who
 from api.native.objects import Job, has_ended, job_object
+from api.native.queues import queue_objects
 from core.access import Scope, is_loopback
-from db import jobs, models
-from db.native import heavy, listing, nodes, queues
+from db import jobs
+from db.native import heavy, listing, nodes
 from db.native.listing import JobFilter
 
 router = APIRouter(include_in_schema=False)
 
 NUM_JOBS = 20
 SILENT_SECONDS = 60.0  # twice what a worker lets pass between two signs of life
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _templates = Jinja2Templates(Path(__file__).resolve().parent / "templates")
 
 
@@ -31,8 +33,11 @@ def home(context: Ctx, who: Who, request: Request) -> HTMLResponse:
         counts = jobs.progress(session, [job.id for job in newest if not has_ended(job)])
         said = heavy.progress(session, [job.id for job in newest])
         values: dict[str, object] = {
-            "models": models.list_served(session),
-            "queues": queues.figures(session, tenant=None if is_admin else who.tenant),
+            "queues": queue_objects(
+                session,
+                tenant=None if is_admin else who.tenant,
+                max_waiting=context.settings.max_waiting_requests,
+            ),
             "devices": nodes.list_devices(session) if is_admin else None,
         }
     shown = [job_object(job, counts.get(job.id), said=said.get(job.id)) for job in newest]
@@ -44,8 +49,22 @@ def home(context: Ctx, who: Who, request: Request) -> HTMLResponse:
         "jobs": shown,
         "problems": {job.id: problem for job in shown if (problem := problem_of(job))},
         "silent_seconds": SILENT_SECONDS,
+        "duration": duration,
+        "rate": rate,
     }
     return _templates.TemplateResponse(request, "home.html", values)
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which there are two or more."""
+    for unit, name in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:,.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
 def flower_url(host: str, port: int) -> str | None:

@@ -16,10 +16,12 @@ from rich.table import Table
 
 from cli.client import Server, connect, download, get_job
 from cli.follow import follow
+from cli.table import print_table
 from core.errors import InvalidRequest, MillraceError
 from core.openai.completion import CHAT_ENDPOINT
 
 MAX_SHOWN_ERRORS = 10
+COLUMNS = ("id", "state", "model", "done", "failed", "rows", "created")
 
 
 class BatchNotCompleted(MillraceError):
@@ -144,13 +146,8 @@ def summary_table(batch: Batch, job: dict[str, Any]) -> Table:
 
 def list_batches(server: Server, limit: int) -> None:
     """Newest first."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("id", "state", "model", "done", "failed", "rows", "created"):
-        table.add_column(column, no_wrap=True)
     with connect(server) as client:
-        for batch in client.batches.list(limit=limit).data:
-            table.add_row(*_list_row(batch))
-    Console().print(table)
+        print_table(COLUMNS, map(_list_row, client.batches.list(limit=limit).data), numbers=COLUMNS[3:6])
 
 
 def _list_row(batch: Batch) -> list[str]:

@@ -1,6 +1,4 @@
-"""`millrace chat "…"`: asks one question, which is a job of one row."""
-
-from rich.console import Console
+"""`millrace chat "…"`: asks one question and prints the answer while it is made."""
 
 from cli.client import RequestFailed, Server, connect
 
@@ -13,10 +11,14 @@ def chat(server: Server, question: str, model: str | None, max_tokens: int, temp
             if not served:
                 raise RequestFailed("no model is served: start a node, or `millrace up`")
             model = served[0].id
-        answer = client.chat.completions.create(
+        stream = client.chat.completions.create(
             model=model,
             messages=[{"role": "user", "content": question}],
             max_tokens=max_tokens,
             temperature=temperature,
+            stream=True,
         )
-    Console().print(answer.choices[0].message.content or "", markup=False, highlight=False)
+        for chunk in stream:
+            for choice in chunk.choices:
+                print(choice.delta.content or "", end="", flush=True)
+        print()

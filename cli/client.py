@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from openai import APIConnectionError, APIStatusError, DefaultHttpxClient, OpenAI
+from openai import APIConnectionError, APIError, APIStatusError, DefaultHttpxClient, OpenAI
 
 from cli.local.access import read_key
 from cli.local.preflight import api_url
@@ -77,6 +77,10 @@ def connect(server: Server) -> Iterator[OpenAI]:
         ) from error
     except APIStatusError as error:
         raise RequestFailed(f"{url} answered {error.status_code}: {server_message(error)}") from error
+    except APIError as error:  # in the middle of a stream
+        raise RequestFailed(f"{url} broke the answer off: {error.message}") from error
+    except httpx.HTTPError as error:
+        raise Unavailable(f"the connection to {url} broke: {error}") from error
     finally:
         client.close()
 

@@ -90,7 +90,7 @@ def _free_port(host: str, wanted: int) -> int:
 
 def _show(client: OpenAI, server: Server, batch: Batch, questions: Path, answers: Path, console: Console) -> None:
     console.print(summary_table(batch, get_job(server, batch.id)))
-    console.print(f"  answers in            {answers}\n", highlight=False)
+    console.print(f"\n  All answers are in {answers}\n", highlight=False, soft_wrap=True)
     asked = {row["custom_id"]: row["body"]["messages"][-1]["content"] for row in _rows(questions)}
     for row in list(_rows(answers))[:NUM_SHOWN]:
         answer = row["response"]["body"]["choices"][0]["message"]["content"]

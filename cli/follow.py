@@ -21,8 +21,9 @@ def make_progress(console: Console) -> Progress:
         TextColumn("rows"),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("·"),
         TimeRemainingColumn(),
+        TextColumn("left"),
         console=console,
     )
 

@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from cli.local.postgresql import running_url
+from cli.table import print_table
 from core.access import DEFAULT_SCOPES, Limits, Scope
 from core.errors import ConfigurationError, InvalidRequest, Unavailable
 from core.settings import Settings
@@ -93,12 +93,7 @@ def list_keys(settings: Settings, tenant: str | None, *, as_json: bool) -> None:
     if as_json:
         _print_json(objects)
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in COLUMNS:
-        table.add_column(column, no_wrap=True)
-    for shown in objects:
-        table.add_row(*_line(shown))
-    Console(highlight=False).print(table)
+    print_table(COLUMNS, map(_line, objects))
 
 
 def revoke(settings: Settings, name: str, *, as_json: bool) -> None:

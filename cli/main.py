@@ -278,7 +278,7 @@ def usage(
     url: Url = None,
 ) -> None:
     """Show what was used: requests, tokens, device seconds and their cost."""
-    from cli.usage import usage as print_usage
+    from cli.operations.usage import usage as print_usage
 
     print_usage(server_at(url), by or ["day", "model"], is_for_all=all_tenants, as_json=as_json)
 
@@ -290,15 +290,15 @@ QueueName = Annotated[str | None, typer.Option("--queue", help="`online`, `batch
 @app.command()
 def queues(as_json: Json = False, url: Url = None) -> None:
     """Show what waits and runs, for each model and class."""
-    from cli.operations import queues as print_queues
+    from cli.operations.queues import queues as print_queues
 
     print_queues(server_at(url), as_json=as_json)
 
 
 @app.command()
 def pause(model: QueueModel = None, queue: QueueName = None, url: Url = None) -> None:
-    """Hold a model, a queue, or both: nothing new is started."""
-    from cli.operations import pause as pause_queues
+    """Hold a model, a queue, or both: nothing new is started; what has begun ends, and is shown."""
+    from cli.operations.queues import pause as pause_queues
 
     pause_queues(server_at(url), model, queue)
 
@@ -306,7 +306,7 @@ def pause(model: QueueModel = None, queue: QueueName = None, url: Url = None) ->
 @app.command()
 def resume(model: QueueModel = None, queue: QueueName = None, url: Url = None) -> None:
     """Let a model, a queue, or both go on."""
-    from cli.operations import resume as resume_queues
+    from cli.operations.queues import resume as resume_queues
 
     resume_queues(server_at(url), model, queue)
 

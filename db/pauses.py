@@ -1,5 +1,6 @@
 """Pauses: a person holds a model, a queue, or both; nothing new of them is claimed, and running chunks are handed back
-when what is in flight has ended, which of a heavy job is all of it. `*` stands for every model, or every queue."""
+when what is in flight has ended, which of a heavy job is all of it (`db.native.queues.still_running`). `*` stands for
+every model, or every queue."""
 
 from collections.abc import Sequence
 

@@ -12,6 +12,7 @@ from api.context import Ctx
 from core.errors import NotFound
 from core.job import ServiceClass
 from db import models, pauses
+from db.native import queues
 from db.pauses import EVERY
 
 router = APIRouter(prefix="/api/v1/queues", tags=["operations"])
@@ -42,18 +43,31 @@ class Pause(BaseModel):
     paused_at: datetime
 
 
+class StillRunning(BaseModel):
+    """Of a queue and model that is held, what had begun. num_rows: that have no outcome yet in the chunks that run, of
+    which those that the engine has are finished; a job of the queue `heavy` is one row. jobs: ten of them at most."""
+
+    queue: str
+    model: str
+    num_rows: int
+    num_jobs: int
+    jobs: list[str]
+
+
 class Pauses(BaseModel):
     """num_lifted: how many pauses were lifted."""
 
     object: Literal["list"] = "list"
     data: list[Pause]
+    still_running: list[StillRunning]
     num_lifted: int = 0
 
 
 @router.post("/pause", summary="Hold a model, a queue, or both", dependencies=[ADMIN])
 def pause(context: Ctx, body: Which) -> Pauses:
-    """Nothing new is started; chunks that run are handed back when what is in flight has ended. Warming, benchmark and
-    quantization are the queue `heavy`; such a job that runs goes on to its end. 404 for a model that nobody serves."""
+    """Nothing new is started, and what the device has begun goes on to its end: rows that the engine has, whose chunks
+    are then handed back, and warming, benchmark and quantization jobs (the queue `heavy`). `still_running` tells what
+    that is. 404 for a model that nobody serves."""
     with context.database.begin() as session:
         if body.model is not None and models.find_served(session, body.model) is None:
             raise NotFound(f"model {body.model!r} is not served here", param="model")
@@ -73,4 +87,14 @@ def _pauses(session: Session, num_lifted: int = 0) -> Pauses:
     held = [
         Pause(queue=row.service_class, model=row.model, paused_at=row.paused_at) for row in pauses.list_pauses(session)
     ]
-    return Pauses(data=held, num_lifted=num_lifted)
+    running = [
+        StillRunning(
+            queue=one.service_class,
+            model=one.model,
+            num_rows=one.num_rows,
+            num_jobs=one.num_jobs,
+            jobs=one.jobs,
+        )
+        for one in queues.still_running(session)
+    ]
+    return Pauses(data=held, still_running=running, num_lifted=num_lifted)

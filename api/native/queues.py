@@ -1,7 +1,7 @@
 """`/api/v1/queues` and `/api/v1/nodes`: what waits and runs, and where."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from itertools import groupby
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 from redis.exceptions import RedisError
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.access.scopes import ADMIN, READ
@@ -79,44 +80,42 @@ async def list_queues(context: Ctx, who: Who) -> QueueList:
     """Of the tenant of the key; of all tenants together with the scope `admin`. Work that is no inference has the class
     `heavy`; its messages are in the queues of nodes, and not counted here."""
     is_for_all = Scope.ADMIN in who.scopes
-    found = await run_in_threadpool(_figures, context, None if is_for_all else who.tenant)
-    names = [inference_queue(one.figures.service_class, one.figures.model) for one in found]
-    depths = await _depths(context, names) if is_for_all else [None] * len(names)
-    return QueueList(data=[_queue(one, depth) for one, depth in zip(found, depths, strict=True)])
+    found = await run_in_threadpool(_look, context, None if is_for_all else who.tenant)
+    if not is_for_all:
+        return QueueList(data=found)
+    depths = await _depths(context, [inference_queue(queue.service_class, queue.model) for queue in found])
+    counted = zip(found, depths, strict=True)
+    return QueueList(data=[queue.model_copy(update={"num_messages": depth}) for queue, depth in counted])
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    figures: QueueFigures
-    rate: Rate | None
-    wait_seconds: float | None
-
-
-def _figures(context: Context, tenant: str | None) -> list[_Seen]:
+def _look(context: Context, tenant: str | None) -> list[Queue]:
     with context.database.begin() as session:
-        found = queues.figures(session, tenant=tenant)
-        all_rates = load.rates(session)
-        rates = all_rates if tenant is None else load.rates(session, tenant=tenant)
-        seen = []
-        for one in found:
-            queue = (one.service_class, one.model)
-            rate, num_waiting = rates.get(queue), one.num_waiting_rows
-            if one.service_class == ServiceClass.ONLINE:  # whose turn it is does not depend on the tenant
-                rate = all_rates.get(queue)
-                num_waiting = load.num_waiting(session, one.model, bound=context.settings.max_waiting_requests)
-            seen.append(_Seen(one, rates.get(queue), load.estimated_wait_seconds(num_waiting, rate)))
-        return seen
+        return queue_objects(session, tenant=tenant, max_waiting=context.settings.max_waiting_requests)
 
 
-def _queue(seen: _Seen, num_messages: int | None) -> Queue:
-    rate, wait = seen.rate, seen.wait_seconds
+def queue_objects(session: Session, *, tenant: str | None, max_waiting: int) -> list[Queue]:
+    """Of a tenant, or of all. max_waiting: that are counted."""
+    all_rates = load.rates(session)
+    rates = all_rates if tenant is None else load.rates(session, tenant=tenant)
+    found = []
+    for figures in queues.figures(session, tenant=tenant):
+        queue = (figures.service_class, figures.model)
+        rate, num_waiting = rates.get(queue), figures.num_waiting_rows
+        if figures.service_class == ServiceClass.ONLINE:  # whose turn it is does not depend on the tenant
+            rate = all_rates.get(queue)
+            num_waiting = load.num_waiting(session, figures.model, bound=max_waiting)
+        found.append(_queue(figures, rates.get(queue), load.estimated_wait_seconds(num_waiting, rate)))
+    return found
+
+
+def _queue(figures: QueueFigures, rate: Rate | None, wait_seconds: float | None) -> Queue:
     return Queue(
-        **asdict(seen.figures),
-        num_messages=num_messages,
+        **asdict(figures),
+        num_messages=None,
         rows_per_second=None if rate is None else round(rate.rows_per_second, 3),
         prompt_tokens_per_second=None if rate is None else round(rate.prompt_tokens_per_second, 3),
         completion_tokens_per_second=None if rate is None else round(rate.completion_tokens_per_second, 3),
-        estimated_wait_seconds=None if wait is None else round(wait, 1),
+        estimated_wait_seconds=None if wait_seconds is None else round(wait_seconds, 1),
     )
 
 

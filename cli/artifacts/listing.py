@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
 from cli.client import Server, call
+from cli.table import print_table
 
 PATH = "/api/v1/artifacts"
 COLUMNS = ("id", "name", "model", "node", "size", "served as", "directory")
@@ -22,15 +21,13 @@ def list_artifacts(server: Server, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold")
-    for one in found:
-        names = (one[name] for name in ("id", "name", "model", "node"))
-        table.add_row(*names, decimal(one["num_bytes"]), ", ".join(one["served_as"]) or "-", one["directory"])
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"{len(found)} in all, {decimal(sum(one['num_bytes'] for one in found))} on disk")
+    print_table(COLUMNS, map(_row, found), numbers=("size",))
+    print(f"{len(found)} in all, {decimal(sum(one['num_bytes'] for one in found))} on disk")
+
+
+def _row(one: dict[str, Any]) -> list[str]:
+    names = (one[name] for name in ("id", "name", "model", "node"))
+    return [*names, decimal(one["num_bytes"]), ", ".join(one["served_as"]) or "-", one["directory"]]
 
 
 def _all(server: Server) -> Iterator[dict[str, Any]]:

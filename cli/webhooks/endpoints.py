@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from cli.client import Server, call, connect
+from cli.table import print_table
 from core.webhooks.events import EventType
 
 COLUMNS = ("id", "name", "url", "events")
@@ -25,11 +23,9 @@ def create(server: Server, url: str, name: str, events: Sequence[EventType]) -> 
 
 def list_endpoints(server: Server) -> None:
     """Newest first."""
-    table = _table(COLUMNS)
     with connect(server) as client:
-        for endpoint in client.webhooks.list(limit=100):
-            table.add_row(endpoint.id, endpoint.name, endpoint.url, ", ".join(endpoint.event_types))
-    Console().print(table)
+        found = client.webhooks.list(limit=100)
+        print_table(COLUMNS, ([one.id, one.name, one.url, ", ".join(one.event_types)] for one in found))
 
 
 def remove(server: Server, endpoint_id: str) -> None:
@@ -45,10 +41,8 @@ def try_out(server: Server, endpoint_id: str, event: EventType) -> None:
 
 def list_deliveries(server: Server, endpoint_id: str) -> None:
     """Newest first."""
-    table = _table(DELIVERY_COLUMNS)
-    for delivery in call(server, "GET", f"{PATH}/{endpoint_id}/deliveries")["data"]:
-        table.add_row(*_delivery_row(delivery))
-    Console().print(table)
+    found = call(server, "GET", f"{PATH}/{endpoint_id}/deliveries")["data"]
+    print_table(DELIVERY_COLUMNS, map(_delivery_row, found), numbers=("attempts",))
 
 
 def _delivery_row(delivery: dict[str, Any]) -> list[str]:
@@ -62,10 +56,3 @@ def _delivery_row(delivery: dict[str, Any]) -> list[str]:
         delivery["last_error"] or "-",
         datetime.fromtimestamp(next_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ") if next_at else "-",
     ]
-
-
-def _table(columns: Sequence[str]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

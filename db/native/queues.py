@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+MOST_JOBS = 10
+
 
 @dataclass(frozen=True, slots=True)
 class QueueFigures:
@@ -20,6 +22,18 @@ class QueueFigures:
     num_running_rows: int
     oldest_age_seconds: float | None
     is_paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StillRunning:
+    """Of a queue and model that is held. num_rows: without an outcome, in the chunks that run. jobs: whose chunks these
+    are, at most `MOST_JOBS`."""
+
+    service_class: str
+    model: str
+    num_rows: int
+    num_jobs: int
+    jobs: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +71,15 @@ WHERE NOT EXISTS (SELECT FROM held c WHERE c.service_class = wanted.class AND c.
 ) AS figures ORDER BY 1 DESC, 2
 """)
 
+_STILL_RUNNING = text("""
+SELECT c.service_class, c.model, sum(c.num_requests - c.num_completed - c.num_failed), count(DISTINCT j.id),
+    array_agg(DISTINCT j.public_id)
+FROM chunks c JOIN jobs j ON j.id = c.job_id
+WHERE c.state = 'running' AND EXISTS (
+    SELECT FROM pauses p WHERE p.service_class IN ('*', c.service_class) AND p.model IN ('*', c.model))
+GROUP BY 1, 2 ORDER BY 1, 2
+""")
+
 _JOB_COUNTS = text("""
 SELECT kind, service_class, state, count(*) FROM jobs
 WHERE state IN ('validating', 'in_progress', 'finalizing', 'cancelling')
@@ -79,6 +102,12 @@ def figures(session: Session, *, tenant: str | None = None) -> list[QueueFigures
         )
         for row in session.execute(_FIGURES, {"tenant": tenant})
     ]
+
+
+def still_running(session: Session) -> list[StillRunning]:
+    """In spite of a pause."""
+    rows = session.execute(_STILL_RUNNING)
+    return [StillRunning(row[0], row[1], int(row[2]), row[3], list(row[4][:MOST_JOBS])) for row in rows]
 
 
 def job_counts(session: Session) -> list[JobCount]:

@@ -96,7 +96,7 @@ def test_the_demo_answers_every_question_and_stops_everything(
     num_questions = len(questions_path().read_text().splitlines())
     assert num_questions >= 100
     assert f"{num_questions} / 0" in output
-    for wanted in ("answer tokens/s", "time to first token", "between tokens", "answers in", "Q: ", "A: "):
+    for wanted in ("answer tokens/s", "time to first token", "between tokens", "answers are in", "Q: ", "A: "):
         assert wanted in output
     assert len(rows(settings.data_path / "demo" / "answers.jsonl")) == num_questions
     assert Instance.of(settings).run_path.exists() is False

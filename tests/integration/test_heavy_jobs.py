@@ -231,6 +231,18 @@ def test_a_job_whose_workers_died_is_given_up_before_it_is_tried(node: Node) -> 
     assert "died 3 times" in str(shown["errors"])
 
 
+@dataclass
+class Waiting:
+    """Ends when it is let go."""
+
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, task: Task, talk: Talk) -> Result:
+        self.go.wait()
+        talk.check()
+        return Result({})
+
+
 class Computing:
     """Takes the device for two seconds, and then ends as it is told."""
 
@@ -375,3 +387,20 @@ def test_a_child_ends_with_the_job(tmp_path: Path) -> None:
 def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(ModelFailure, match="invalid choice"):
         run_engine_job(["quantize", "--model", "x", "--method", "nf5", "--out", str(tmp_path / "out")], Talk())
+
+
+def test_a_job_that_runs_when_its_queue_is_paused_is_shown_and_goes_on_to_its_end(node: Node) -> None:
+    # Given
+    work = Waiting()
+    node.works[JobKind.WARMING] = work
+    job = node.submit(kind="warming")
+    running = node.run_in_background()
+    until(lambda: chunk(node.world)[0] == "running")
+    # When
+    held = node.client.post("/api/v1/queues/pause", json={"queue": "heavy"}).json()
+    # Then
+    expected = {"queue": "heavy", "model": MODEL, "num_rows": 1, "num_jobs": 1, "jobs": [job]}
+    assert held["still_running"] == [expected]
+    work.go.set()
+    running.join()
+    assert node.job(job)["state"] == "completed"

@@ -1,6 +1,7 @@
 """Following jobs, holding queues, looking at nodes and figures: over the real servers."""
 
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -140,6 +141,19 @@ def paused(client: TestClient) -> dict[str, bool]:
     return {queue["service_class"]: queue["is_paused"] for queue in client.get("/api/v1/queues").json()["data"]}
 
 
+def test_a_pause_tells_what_had_begun_and_is_not_held_back(client: TestClient, world: World) -> None:
+    # Given
+    job = submit(client)
+    lease = world.claim()
+    assert lease is not None
+    world.write(lease, [success(0)])
+    # When / Then
+    assert client.post("/api/v1/queues/pause", json={"queue": "online"}).json()["still_running"] == []
+    held = client.post("/api/v1/queues/pause", json={"queue": "batch"}).json()
+    assert held["still_running"] == [{"queue": "batch", "model": MODEL, "num_rows": 2, "num_jobs": 1, "jobs": [job]}]
+    assert client.post("/api/v1/queues/resume", json={}).json()["still_running"] == []
+
+
 def test_queues_say_how_fast_they_are_worked_off_and_how_long_that_takes(client: TestClient, world: World) -> None:
     # Given two rows of three written ten seconds ago, of three and two tokens each
     submit(client)
@@ -217,6 +231,7 @@ def test_the_page_shows_what_whoever_watches_must_know(client: TestClient, world
     # When
     page = client.get("/").text
     # Then
+    assert re.search(r'"number">[\d.]+</td><td class="number">[\d.]+</td>', page), "rows and answer tokens per second"
     for shown in (job, refused.public_id, "1 of 3 rows failed", "paused", "engine away", "expected one JSON object"):
         assert shown in page
     assert "<script" not in page

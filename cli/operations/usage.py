@@ -1,12 +1,11 @@
 """`millrace usage`: what was used, as a table or JSON."""
 
 import json
+from typing import Any
 from urllib.parse import urlencode
 
-from rich.console import Console
-from rich.table import Table
-
 from cli.client import Server, call
+from cli.table import print_table
 
 NUMBERS = ("num_requests", "num_failed", "prompt_tokens", "cached_tokens", "completion_tokens")
 
@@ -17,11 +16,11 @@ def usage(server: Server, group_by: list[str], *, is_for_all: bool, as_json: boo
     if as_json:
         print(json.dumps(lines, indent=2))
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in (*group_by, "requests", "failed", "prompt", "cached", "answer", "device s", "cost"):
-        table.add_column(column, no_wrap=True)
-    for line in lines:
-        numbers = [f"{line[name]:,}" for name in NUMBERS]
-        shown = [str(line[name] or "-") for name in group_by]
-        table.add_row(*shown, *numbers, f"{line['device_seconds']:,.1f}", f"{line['cost']:,.4f}")
-    Console().print(table)
+    columns = (*group_by, "requests", "failed", "prompt", "cached", "answer", "device s", "cost")
+    print_table(columns, (_row(line, group_by) for line in lines), numbers=columns[len(group_by) :])
+
+
+def _row(line: dict[str, Any], group_by: list[str]) -> list[str]:
+    numbers = [f"{line[name]:,}" for name in NUMBERS]
+    shown = [str(line[name] or "-") for name in group_by]
+    return [*shown, *numbers, f"{line['device_seconds']:,.1f}", f"{line['cost']:,.4f}"]

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from cli.client import Server, call
+from cli.table import print_table
 
 COLUMNS = (
     "queue",
@@ -30,12 +30,7 @@ def queues(server: Server, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in COLUMNS:
-        table.add_column(column, no_wrap=True)
-    for queue in found:
-        table.add_row(*_line(queue))
-    Console().print(table)
+    print_table(COLUMNS, map(_line, found), numbers=COLUMNS[3:])
 
 
 def _line(queue: dict[str, Any]) -> list[str]:
@@ -72,9 +67,31 @@ def _which(model: str | None, queue: str | None) -> dict[str, object]:
 
 
 def _tell(answer: dict[str, Any]) -> None:
-    """What is held now."""
-    for held in answer["data"]:
-        model, queue = EVERY.get(held["model"], held["model"]), ALL.get(held["queue"], held["queue"])
-        Console().print(f"paused: {model}, {queue}", highlight=False)
-    if not answer["data"]:
-        Console().print("nothing is paused", highlight=False)
+    for line in told(answer):
+        Console(soft_wrap=True).print(line, highlight=False)
+
+
+def told(answer: dict[str, Any]) -> list[str]:
+    """What is held now, and what had begun before and goes on."""
+    lines = [
+        f"paused: {EVERY.get(one['model'], one['model'])}, {ALL.get(one['queue'], one['queue'])}"
+        for one in answer["data"]
+    ]
+    return [*(lines or ["nothing is paused"]), *map(_running, answer["still_running"])]
+
+
+def _running(one: dict[str, Any]) -> str:
+    num_rows, num_jobs, jobs = one["num_rows"], one["num_jobs"], ", ".join(one["jobs"])
+    place = f"still running: {one['model']}, {one['queue']}:"
+    if num_jobs > len(one["jobs"]):
+        jobs += ", …"
+    match one["queue"]:
+        case "heavy":
+            return f"{place} {_number(num_jobs, 'job')} to the end ({jobs}); DELETE /api/v1/jobs/ID ends one at once"
+        case "online":
+            return f"{place} {_number(num_rows, 'request')}, answered to the end"
+    return f"{place} chunks with {_number(num_rows, 'row')} ({jobs}); what the engine has is finished, the rest waits"
+
+
+def _number(count: int, name: str) -> str:
+    return f"{count:,} {name}{'' if count == 1 else 's'}"

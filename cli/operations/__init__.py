@@ -1,0 +1,1 @@
+"""Commands for whoever runs the place: queues and their pauses, and usage."""
