@@ -231,18 +231,6 @@ def test_a_job_whose_workers_died_is_given_up_before_it_is_tried(node: Node) -> 
     assert "died 3 times" in str(shown["errors"])
 
 
-@dataclass
-class Waiting:
-    """Ends when it is let go."""
-
-    go: threading.Event = field(default_factory=threading.Event)
-
-    def __call__(self, task: Task, talk: Talk) -> Result:
-        self.go.wait()
-        talk.check()
-        return Result({})
-
-
 class Computing:
     """Takes the device for two seconds, and then ends as it is told."""
 
@@ -256,11 +244,7 @@ class Computing:
         return Result({})
 
 
-@pytest.mark.parametrize(
-    ("error", "requests"),
-    [(None, (1, 0)), (ModelFailure("broken"), (1, 1))],
-    ids=["done", "failed"],
-)
+@pytest.mark.parametrize(("error", "requests"), [(None, (1, 0)), (ModelFailure("broken"), (1, 1))])
 def test_the_device_that_a_job_had_is_accounted_however_it_ends(
     node: Node, error: MillraceError | None, requests: tuple[int, int]
 ) -> None:
@@ -391,7 +375,12 @@ def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
 
 def test_a_job_that_runs_when_its_queue_is_paused_is_shown_and_goes_on_to_its_end(node: Node) -> None:
     # Given
-    work = Waiting()
+    go = threading.Event()
+
+    def work(task: Task, talk: Talk) -> Result:
+        go.wait()
+        return Result({})
+
     node.works[JobKind.WARMING] = work
     job = node.submit(kind="warming")
     running = node.run_in_background()
@@ -401,6 +390,6 @@ def test_a_job_that_runs_when_its_queue_is_paused_is_shown_and_goes_on_to_its_en
     # Then
     expected = {"queue": "heavy", "model": MODEL, "num_rows": 1, "num_jobs": 1, "jobs": [job]}
     assert held["still_running"] == [expected]
-    work.go.set()
+    go.set()
     running.join()
     assert node.job(job)["state"] == "completed"
