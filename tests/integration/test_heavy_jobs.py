@@ -387,9 +387,9 @@ def test_a_job_that_runs_when_its_queue_is_paused_is_shown_and_goes_on_to_its_en
     until(lambda: chunk(node.world)[0] == "running")
     # When
     held = node.client.post("/api/v1/queues/pause", json={"queue": "heavy"}).json()
+    go.set()
+    running.join()
     # Then
     expected = {"queue": "heavy", "model": MODEL, "num_rows": 1, "num_jobs": 1, "jobs": [job]}
     assert held["still_running"] == [expected]
-    go.set()
-    running.join()
     assert node.job(job)["state"] == "completed"
