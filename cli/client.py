@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 from openai import APIConnectionError, APIError, APIStatusError, DefaultHttpxClient, OpenAI
 
 from cli.local.access import read_key
@@ -90,6 +91,23 @@ def server_message(error: APIStatusError) -> str:
     return str(body["message"]) if isinstance(body, dict) and "message" in body else error.message
 
 
+class _Error(msgspec.Struct):
+    message: str
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Error
+
+
+def refusal(url: str, response: httpx.Response) -> RequestFailed:
+    """What an answer that is no success says, in the server's own words where it is Millrace."""
+    try:
+        words = msgspec.json.decode(response.content, type=_ErrorBody).error.message
+    except msgspec.DecodeError:
+        words = response.text
+    return RequestFailed(f"{url} answered {response.status_code}: {words}")
+
+
 def is_ready(server: Server) -> bool:
     try:
         return httpx.get(f"{server.url}/readyz", timeout=2.0, verify=verification(server)).is_success
@@ -101,7 +119,7 @@ def call(server: Server, method: str, path: str, body: dict[str, object] | None 
     """One of Millrace's own routes. Raises Unavailable when nobody answers, RequestFailed with the server's words."""
     response = _request(server, method, path, body)
     if not response.is_success:
-        raise RequestFailed(f"{server.url} answered {response.status_code}: {response.text}")
+        raise refusal(server.url, response)
     answer: dict[str, Any] = response.json()
     return answer
 
@@ -128,7 +146,7 @@ def get_job(server: Server, job_id: str) -> dict[str, object]:
     if response.status_code == httpx.codes.NOT_FOUND:
         raise NotFound(f"no job {job_id} at {server.url}")
     if not response.is_success:
-        raise RequestFailed(f"{server.url} answered {response.status_code}: {response.text}")
+        raise refusal(server.url, response)
     job: dict[str, object] = response.json()
     return job
 
