@@ -1,6 +1,5 @@
 """Composition root of the API: builds what the routes need from settings and puts the routes together."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -111,10 +110,8 @@ def create_api(settings: Settings) -> FastAPI:
         app.state.context = context
         drain.attach()
         context.intake.start()
-        listening = asyncio.create_task(context.ends.listen())
-        yield
-        listening.cancel()
-        await asyncio.wait([listening])
+        async with context.ends.listening():
+            yield
         await run_in_threadpool(context.intake.close)
         await context.redis.aclose()
         context.admission.close()

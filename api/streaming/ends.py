@@ -6,8 +6,8 @@ Nothing here is certain: whoever hears nothing asks PostgreSQL, which alone know
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 from redis.asyncio import Redis
@@ -67,8 +67,18 @@ class Ends:
             if not waiters:
                 del self._waiters[job_public_id]
 
-    async def listen(self) -> None:
-        """Until it is cancelled."""
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Ends are heard while this lasts."""
+        task = asyncio.create_task(self._listen())
+        try:
+            yield
+        finally:
+            while not task.done():  # the client may take a wish to cancel for a connection that broke
+                task.cancel()
+                await asyncio.wait([task], timeout=RETRY_SECONDS)
+
+    async def _listen(self) -> None:
         while True:
             try:
                 async with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:

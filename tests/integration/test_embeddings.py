@@ -63,11 +63,14 @@ def test_what_cannot_be_embedded_is_refused_in_the_shape_of_openai(answering: An
     assert missing.value.code == "model_not_found"
 
 
-def test_a_model_is_asked_only_for_what_it_does(answering: Answering) -> None:
+def test_a_model_that_answers_prompts_is_not_asked_to_embed(answering: Answering) -> None:
     set_kind(answering.world, GENERATOR)
     with pytest.raises(openai.BadRequestError, match="does not embed texts") as refused:
         answering.client.embeddings.create(model=MODEL, input="a")
     assert (refused.value.code, refused.value.param) == ("unsupported_model", "model")
+
+
+def test_a_model_that_embeds_is_not_asked_to_answer_prompts(answering: Answering) -> None:
     set_kind(answering.world, EMBEDDER)
     with pytest.raises(openai.BadRequestError, match="does not answer prompts"):
         answering.client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi"}])

@@ -28,12 +28,10 @@ def listening(redis: Redis, redis_url: str, plot: Callable[[Ends], Awaitable[Non
         client: AsyncRedis = AsyncRedis.from_url(client_url(redis_url))
         try:
             with anyio.fail_after(DEADLINE_SECONDS):
-                async with anyio.create_task_group() as group:
-                    ends = Ends(client)
-                    group.start_soon(ends.listen)
+                ends = Ends(client)
+                async with ends.listening():
                     await subscribed(redis)
                     await plot(ends)
-                    group.cancel_scope.cancel()
         finally:
             await client.aclose()
 
@@ -101,3 +99,16 @@ def test_what_cannot_be_read_and_a_lost_connection_silence_nothing_that_comes_la
     listening(redis, redis_url, plot)
     relay.close()
     assert "cannot be read" in caplog.text
+
+
+def test_a_subscription_may_be_ended_at_any_moment(redis_url: str) -> None:
+    async def play() -> None:
+        client: AsyncRedis = AsyncRedis.from_url(client_url(redis_url))
+        with anyio.fail_after(DEADLINE_SECONDS):
+            for num_steps in range(30):
+                async with Ends(client).listening():
+                    for _ in range(num_steps):
+                        await anyio.sleep(0)
+        await client.aclose()
+
+    anyio.run(play)
