@@ -345,7 +345,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """session: counts the engine's clients; a client that was given up and speaks again has a new one.
 
     version: of the protocol; 0 is an engine from before it was counted. understood: the fields that it reads of the
-    requests, as `FIELDS` names them.
+    requests, as `FIELDS` names them. is_ending: it was asked to end and takes nothing new, and what is in flight fails
+    as `interrupted`.
     """
 
     boot_id: str
@@ -357,6 +358,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     takes_acks: bool = False
     version: int = 0
     understood: tuple[str, ...] = ()
+    is_ending: bool = False
 
 
 ClientMessage = Generate | Embed | Cancel | Load | Unload | Ack | Confirm | Ping

@@ -109,6 +109,8 @@ class Link:
         self._sessions = itertools.count(1)
         self._outcomes = Outcomes(self._patience.num_outcomes, self._patience.resend_seconds)
         self._outbox: queue.SimpleQueue[tuple[bytes, list[EngineMessage]]] = queue.SimpleQueue()
+        self._is_ending = False
+        self._must_take_leave = False
         self._is_closing = False
         self._context = zmq.Context()
         self._socket = self._bind(endpoint)
@@ -123,6 +125,11 @@ class Link:
     def send(self, client: bytes, messages: list[EngineMessage]) -> None:
         """All of them travel in one frame. From the service's thread."""
         self._outbox.put((client, messages))
+        self._wake()
+
+    def take_leave(self) -> None:
+        """Tells every client that this engine ends, before anything that is sent from now on."""
+        self._is_ending = self._must_take_leave = True
         self._wake()
 
     def close(self) -> None:
@@ -221,10 +228,17 @@ class Link:
         return None
 
     def _flush(self) -> None:
+        self._greet_for_the_last_time()
         while not self._outbox.empty():
             client, messages = self._outbox.get()
+            self._greet_for_the_last_time()
             if client in self._clients:
                 self._transmit(client, self._outcomes.keep(client, messages, self._clock()))
+
+    def _greet_for_the_last_time(self) -> None:
+        if self._must_take_leave:
+            self._must_take_leave = False
+            self._greet_all()
 
     def _beat(self) -> None:
         now = self._clock()
@@ -241,11 +255,15 @@ class Link:
         for client, late in self._outcomes.overdue(now).items():
             logger.info("client %s has not acknowledged %d outcomes; they are sent again", client.hex(), len(late))
             self._transmit(client, late)
+        self._greet_all()
+
+    def _greet_all(self) -> None:
         for client in list(self._clients):
             self._greet(client)
 
     def _greet(self, client: bytes) -> None:
-        hello = msgspec.structs.replace(self._hello(), session=self._clients[client].session, takes_acks=True)
+        session = self._clients[client].session
+        hello = msgspec.structs.replace(self._hello(), session=session, takes_acks=True, is_ending=self._is_ending)
         self._transmit(client, [hello])
 
     def _transmit(self, client: bytes, messages: list[EngineMessage]) -> None:

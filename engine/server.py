@@ -95,6 +95,8 @@ def _serve(options: EngineOptions, inbox: "queue.SimpleQueue[Event]") -> None:
     logger.info("engine %s listens on %s, device %s", hello.boot_id, options.endpoint, options.device)
     try:
         service.run()
+        link.take_leave()
+        service.end()
     finally:
         instruments.watchdog.rest()
         link.close()

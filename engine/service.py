@@ -89,6 +89,9 @@ class Service:
         """Until `Stop`. Raises what makes the engine useless: a broken link, a lost device."""
         while not self._is_stopping:
             self.turn()
+
+    def end(self) -> None:
+        """After `run`: nothing is in flight any more."""
         self._end_all(list(self._live), Interrupted("the engine is shutting down; send the request again"))
         self._flush()
 

@@ -45,7 +45,7 @@ from core.protocol import (
     decode_engine,
     encode,
 )
-from workers.understanding import missing_fields
+from workers.understanding import encodable, missing_fields
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,6 @@ ENGINE_LOST = "engine_lost"
 ENGINE_OUTDATED = "engine_outdated"
 INTERRUPTED = "interrupted"
 CANCELLED = "cancelled"
-_NOT_ENCODABLE = (OverflowError, RecursionError, TypeError, ValueError)
 
 Answer = Begun | Delta | Outcome
 Request = Generate | Embed
@@ -113,8 +112,8 @@ class EngineClient:
 
     @property
     def hello(self) -> Hello | None:
-        """What the engine said last; None while it is away."""
-        return self._hello
+        """What the engine said last; None while it is away, or about to end."""
+        return None if self._hello is None or self._hello.is_ending else self._hello
 
     def kinds(self) -> dict[str, str]:
         """Model -> kind, where the engine knows it."""
@@ -126,15 +125,16 @@ class EngineClient:
         with self._changed:
             while not self._is_ready() and not self._stopping.is_set() and self._clock() < deadline:
                 self._changed.wait(min(LOOK_SECONDS, timeout_seconds))
-            return self._hello if self._is_ready() else None
+            return self.hello if self._is_ready() else None
 
     def _is_ready(self) -> bool:
-        return self._hello is not None and any(model.state != MODEL_LOADING for model in self._hello.models)
+        hello = self.hello
+        return hello is not None and any(model.state != MODEL_LOADING for model in hello.models)
 
     def submit(self, requests: Sequence[Request], sink: Sink) -> None:
         """`sink` is called with every answer, on the I/O thread or at once: it must only hand it on. No id is ever used
         twice."""
-        sound = _encodable(requests, sink)
+        sound = encodable(requests, sink)
         for request in sound:
             self._sinks[request.id] = sink
         self._command(sound)
@@ -260,6 +260,7 @@ class EngineClient:
     def _greet(self, hello: Hello) -> None:
         known = self._hello
         if known is not None and known.boot_id != hello.boot_id:
+            self._cancelling.extend(self._in_flight)  # what was on its way may have reached this one
             self._lose("was restarted")
         elif known is not None and known.session != hello.session:
             self._cancelling.extend(self._in_flight)  # those that were sent since
@@ -281,7 +282,9 @@ class EngineClient:
             self._lose(f"has been silent for {SILENCE_SECONDS:.0f} s")
 
     def _lose(self, what_happened: str, code: str = ENGINE_LOST) -> None:
-        """code: `engine_lost` where the engine may have died of what was in flight."""
+        """code: `engine_lost` where the engine may have died of what was in flight; one that took its leave did not."""
+        if self._hello is not None and self._hello.is_ending:
+            code = INTERRUPTED
         lost = list(self._in_flight)
         self._in_flight.clear()
         with self._changed:
@@ -294,10 +297,10 @@ class EngineClient:
         logger.warning("engine at %s %s; %d requests run again", self._endpoint, what_happened, len(lost))
 
     def _send(self, socket: "zmq.Socket[bytes]") -> None:
-        messages: list[ClientMessage] = [*self._due_acks(), *self._due_requests()]
+        messages: list[ClientMessage] = [*self._due_acks()]
         if self._cancelling:
             messages.append(Cancel(self._cancelling))
-        messages += [*self._loading, *self._due_questions()]
+        messages += [*self._due_requests(), *self._loading, *self._due_questions()]
         if all(isinstance(message, Ack) for message in messages):
             if self._clock() < self._ping_at:
                 return
@@ -313,8 +316,8 @@ class EngineClient:
         self._ping_at = self._clock() + HEARTBEAT_SECONDS
 
     def _due_acks(self) -> list[Ack]:
-        """First in their frame, so that a request that follows finds its credit free. An engine of an earlier release
-        could not read them."""
+        """First in their frame, as cancels are, so that a request that follows finds its credit free. An engine of an
+        earlier release could not read them."""
         if self._hello is None or not self._hello.takes_acks:
             self._acks.clear()
         elif self._acks or self._must_introduce:
@@ -333,13 +336,14 @@ class EngineClient:
 
     def _due_requests(self) -> list[ClientMessage]:
         due: list[ClientMessage] = []
-        if self._hello is None:
+        hello = self.hello
+        if hello is None:
             return due
-        while self._waiting and len(self._in_flight) < self._hello.credits:
+        while self._waiting and len(self._in_flight) < hello.credits:
             request = self._waiting.popleft()
             if request.id not in self._sinks:  # cancelled while it waited
                 continue
-            if missing := missing_fields(request, self._hello):
+            if missing := missing_fields(request, hello):
                 self._refuse(request, missing)
                 continue
             self._in_flight[request.id] = self._clock()
@@ -360,25 +364,6 @@ class EngineClient:
         for request in requests:
             self._in_flight.pop(request.id, None)
         self._waiting.extendleft(reversed(requests))
-
-
-def _encodable(requests: Sequence[Request], sink: Sink) -> Sequence[Request]:
-    """JSON knows values that MessagePack does not, such as integers beyond 64 bits; they must not reach the socket.
-    Tried together first: one by one costs three times as much."""
-    try:
-        encode(ClientFrame(list(requests)))
-    except _NOT_ENCODABLE:
-        return [request for request in requests if _is_encodable(request, sink)]
-    return requests
-
-
-def _is_encodable(request: Request, sink: Sink) -> bool:
-    try:
-        encode(ClientFrame([request]))
-    except _NOT_ENCODABLE as error:
-        sink(Failed(request.id, "invalid_request", f"expected values of at most 64 bits and bounded depth: {error}"))
-        return False
-    return True
 
 
 def probe(endpoint: str, timeout_seconds: float = 0.5) -> Hello | None:

@@ -94,6 +94,16 @@ class Facts:
         with self._connect() as connection:
             return [row["public_id"] for row in connection.execute(query, [list(ENDED)])]
 
+    def counted(self) -> list[str]:
+        """Chunks of batches with more claims that count than one: `<job>#<index>: <claims>, <handed back>`."""
+        query = (
+            "SELECT j.public_id || '#' || c.index || ': ' || c.attempt || ', ' || c.num_handed_back AS name"
+            " FROM chunks c JOIN jobs j ON j.id = c.job_id"
+            " WHERE j.service_class = 'batch' AND c.attempt - c.num_handed_back > 1"
+        )
+        with self._connect() as connection:
+            return [row["name"] for row in connection.execute(query)]
+
     def _lines(self, job: Mapping[str, Any]) -> list[Line]:
         ids = [job[name] for name in ("output_file_id", "error_file_id") if job[name] is not None]
         contents = [self._content(file_id, job["tenant"]) for file_id in ids]

@@ -31,11 +31,13 @@ PATIENCE_SECONDS = 20.0
 PAUSE_SECONDS = 0.5
 
 
-def submit(url: str, rows: list[dict[str, object]]) -> str:
-    """Through the front door, before anything is struck. Returns the id of the batch."""
+def submit(url: str, rows: list[dict[str, object]], metadata: dict[str, str] | None = None) -> str:
+    """Through the front door. Returns the id of the batch."""
     with OpenAI(base_url=f"{url}/v1", api_key="unused") as client:
         file = client.files.create(file=("in.jsonl", encode(rows)), purpose="batch")
-        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        batch = client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata
+        )
         return batch.id
 
 

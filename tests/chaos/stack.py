@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,18 +36,28 @@ WORDS = {
     Kind.VALKEY: "valkey-server",
     Kind.POSTGRESQL: "bin/postgres",
 }
+MILLRACE = (sys.executable, "-P", "-m", "cli.main")
 START_SECONDS = 180.0
 STOP_SECONDS = 90.0
 RETURN_SECONDS = 1.0  # a service manager waits a moment too
 
 
 class Command:
-    """One `millrace …` that must be there: whoever ends, also by a failed start, is started again."""
+    """One `millrace …` that must be there: whoever ends, also by a failed start, is started again. program: another
+    one than that. environment: in place of the settings."""
 
-    def __init__(self, command: tuple[str, ...], settings: Settings, output: Path) -> None:
+    def __init__(
+        self,
+        command: tuple[str, ...],
+        settings: Settings,
+        output: Path,
+        program: tuple[str, ...] = MILLRACE,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.settings = settings
         self.num_starts = 0
-        self._command = command
+        self._argv = [*program, *command]
+        self._environment = settings_environment(settings) if environment is None else environment
         self._output = output
         self._ended_at = 0.0
         self.process = self._spawn()
@@ -79,6 +89,9 @@ class Command:
     def stop(self) -> int | None:
         """Its exit status; None when it had to be killed."""
         self.process.terminate()
+        return self.await_end()
+
+    def await_end(self) -> int | None:
         try:
             return self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -95,10 +108,10 @@ class Command:
         self.num_starts += 1
         self._ended_at = time.monotonic()
         kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-        own = {**settings_environment(self.settings), PARENT_VARIABLE: str(os.getpid())}
+        own = {**self._environment, PARENT_VARIABLE: str(os.getpid())}
         with self._open() as output:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "cli.main", *self._command],
+                self._argv,
                 env={**kept, **own},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

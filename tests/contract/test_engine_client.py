@@ -11,6 +11,7 @@ import pytest
 
 from core.protocol import Failed, Finished, Generate
 from tests.engine_process import engine_process
+from tests.engine_wire import lossy_wire
 from tests.polling import until
 from workers.engine_client import Answer, EngineClient, probe
 
@@ -25,9 +26,9 @@ class Engine:
     def __init__(self, endpoint: str, stack: ExitStack) -> None:
         self.endpoint = endpoint
         self._stack = stack
-        self.process = self._start()
+        self.process = self.start()
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def start(self) -> "subprocess.Popen[bytes]":
         models = ("--model", "quick=null:", "--model", "slow=null:0.2", "--model", "never=null:3600")
         preload = ("--preload", "quick", "--preload", "slow", "--preload", "never")
         return self._stack.enter_context(engine_process(self.endpoint, *models, *preload, "--slots", str(SLOTS)))
@@ -38,7 +39,12 @@ class Engine:
 
     def restart(self) -> None:
         self.kill()
-        self.process = self._start()
+        self.process = self.start()
+
+    def restart_in_order(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(DEADLINE_SECONDS) == 0
+        self.process = self.start()
 
 
 @pytest.fixture
@@ -132,6 +138,48 @@ def test_requests_in_flight_fail_as_lost_when_the_engine_is_restarted(engine: En
     assert client.wait_ready(DEADLINE_SECONDS) is not None
     client.submit(requests(3, "quick", "again"), answers.put)
     assert all(isinstance(answer, Finished) for answer in take(answers, 3))
+
+
+def test_an_engine_that_ends_in_order_is_not_taken_for_one_that_died(engine: Engine, client: EngineClient) -> None:
+    # Given requests in flight, and others that are submitted as soon as these are heard of
+    answers: SimpleQueue[Answer] = SimpleQueue()
+    later: SimpleQueue[Answer] = SimpleQueue()
+    follow = iter(requests(CREDITS, "quick", "later"))
+
+    def take_and_follow(answer: Answer) -> None:
+        answers.put(answer)
+        client.submit([next(follow)], later.put)
+
+    client.submit(requests(CREDITS, "never"), take_and_follow)
+    until(lambda: num_waiting(engine) == CREDITS)
+    # When
+    engine.restart_in_order()
+    # Then nothing was sent to the one that was about to end
+    interrupted = take(answers, CREDITS)
+    assert {answer.code for answer in interrupted if isinstance(answer, Failed)} == {"interrupted"}
+    assert all(isinstance(answer, Finished) for answer in take(later, CREDITS))
+
+
+def test_what_reached_an_engine_after_it_was_given_up_takes_no_credits_there(tmp_path: Path, engine: Engine) -> None:
+    # Given requests that are on their way while one engine dies and the next begins
+    endpoint = f"ipc://{tmp_path}/wire"
+    answers: SimpleQueue[Answer] = SimpleQueue()
+    with lossy_wire(endpoint, engine.endpoint) as wire:
+        client = EngineClient(endpoint)
+        client.start()
+        assert client.wait_ready(DEADLINE_SECONDS) is not None
+        engine.kill()
+        num_before = len(wire.up)
+        client.submit(requests(CREDITS, "never"), answers.put)
+        until(lambda: sum(isinstance(message, Generate) for message in wire.up[num_before:]) == CREDITS)
+        # When
+        engine.process = engine.start()
+        assert {answer.code for answer in take(answers, CREDITS) if isinstance(answer, Failed)} == {"engine_lost"}
+        assert client.wait_ready(DEADLINE_SECONDS) is not None
+        client.submit(requests(CREDITS, "quick", "again"), answers.put)
+        # Then
+        assert all(isinstance(answer, Finished) for answer in take(answers, CREDITS))
+        client.close()
 
 
 def test_requests_submitted_while_the_engine_is_away_run_when_it_is_back(engine: Engine, client: EngineClient) -> None:

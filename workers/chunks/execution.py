@@ -85,6 +85,7 @@ class Execution:
         self._withdrawn_at: float | None = None
         self._begun: set[int] = set()  # of those that run alone
         self._must_hand_back = False
+        self.was_refused = False  # by an engine that is full
         self._is_streamed = False
 
     def begin(self, requests: Sequence[Request]) -> None:
@@ -161,7 +162,7 @@ class Execution:
     def messages(self, granted: int) -> list[Generate | Embed]:
         """To be sent now. Keeps a little more in flight than the engine can hold: `granted` is what it grants."""
         batch: list[Generate | Embed] = []
-        window = 0 if self.is_stopping else self._window(granted)
+        window = 0 if self.is_stopping or self._must_hand_back else self._window(granted)
         while self._todo and len(self._in_flight) < window and not self.watch.is_paused:
             request = self._todo.popleft()
             try:
@@ -223,6 +224,7 @@ class Execution:
                 self._num_lost += 1  # ids are never used again
                 self._todo.appendleft(request)
             case retrying.Verdict.GIVE_BACK:
+                self._todo.appendleft(request)
                 self._give_back(request.index, failure)
             case retrying.Verdict.TRY_LATER:
                 retry = retrying.retry(failure, request, self._options.retry_seconds, self._chance())
@@ -233,6 +235,7 @@ class Execution:
     def _give_back(self, index: int, failure: Failed) -> None:
         """One that was to run alone and had not begun has nothing to do with the crash."""
         self._must_hand_back = True
+        self.was_refused = self.was_refused or failure.code == retrying.OVERLOADED
         if failure.code == retrying.OVERLOADED and self.crash_width is None:
             self.crash_width = len(self._in_flight) + 1  # what did not fit together is tried in smaller groups
         if failure.code != ENGINE_LOST or self.crash is not None:

@@ -24,6 +24,7 @@ __all__ = ["EngineChunkRunner", "RunnerOptions"]
 logger = logging.getLogger(__name__)
 
 LOAD_AGAIN_SECONDS = 10.0
+REFUSED_SECONDS = 0.5
 
 
 class EngineChunkRunner:
@@ -77,9 +78,12 @@ class EngineChunkRunner:
             return None
         execution = self._execution(lease)
         try:
-            return BulkRun(self._database, self._engine, self._options, self._stopping, execution).run(hello)
+            run = BulkRun(self._database, self._engine, self._options, self._stopping, execution).run(hello)
         finally:
             self._keeper.release(execution.watch)
+        if execution.was_refused:  # by what it has of a life before, as a rule: not to be asked in a hurry
+            self._stopping.wait(REFUSED_SECONDS)
+        return run
 
     def _execution(self, lease: Lease) -> Execution:
         """Its lease is kept from now on."""

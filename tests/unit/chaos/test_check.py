@@ -18,6 +18,12 @@ SOUND = Ended(
 )
 
 
+def test_rows_of_a_release_that_noted_no_attempts_are_no_difference_where_there_was_one() -> None:
+    job = replace(SOUND, row_attempts=[(0, 1), (1, 1)])
+    assert differences(job, max_attempts=2).counts
+    assert not differences(job, max_attempts=2, least_row_attempt=0)
+
+
 def test_a_sound_job_shows_no_difference() -> None:
     assert not differences(SOUND, max_attempts=2)
 

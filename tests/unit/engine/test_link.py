@@ -4,6 +4,7 @@ import queue
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from core.errors import ConfigurationError
@@ -117,6 +118,19 @@ def test_closing_sends_what_is_left(tmp_path: Path) -> None:
         wire.link.send(received.client, [finished("x")])
         wire.link.close()
         assert client.outcome("x") == finished("x")
+
+
+def test_whoever_is_connected_hears_of_the_end_before_what_comes_of_it(tmp_path: Path) -> None:
+    wire = Wire(f"ipc://{tmp_path}/socket")
+    with engine_client(wire.endpoint) as client:
+        client.send(Generate("x", "m", text="y"))
+        name = wire.identity()
+        wire.link.take_leave()
+        wire.link.send(name, [finished("x")])
+        wire.link.close()
+        client.outcome("x")
+        farewell = msgspec.structs.replace(GREETING, is_ending=True)
+        assert client.received.index(farewell) < client.received.index(finished("x"))
 
 
 def test_a_link_that_breaks_says_so(tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def test_stop_fails_all_that_is_in_flight_as_retryable() -> None:
     scene.turn()
     scene.inbox.put(Stop())
     scene.service.run()
+    scene.service.end()
     assert scene.failures() == dict.fromkeys("01234", "interrupted")
     assert all(message.is_retryable for message in scene.sent[b"c"] if isinstance(message, Failed))
 
