@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test chaos rolling check format bench docs clean
+.PHONY: help setup demo up test chaos outages rolling check format bench docs clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: $(VENV)/.installed-dev ## run all tests, files side by side
 
 chaos: $(VENV)/.installed-dev ## kill processes under a running job, compare every row (SEED= KILLS= ROWS=)
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --kills $(or $(KILLS),50) --rows $(or $(ROWS),10000)
+
+outages: $(VENV)/.installed-dev ## PostgreSQL and Valkey away for SECONDS= (60) under a running job, and a full disk
+	@OUTAGE_SECONDS=$(or $(SECONDS),60) $(ONE_THREAD) $(BIN)/python -m pytest tests/chaos/test_outages.py
 
 rolling: $(VENV)/.installed-dev ## replace an older release part by part under load, and back (OLD=REV ROWS=)
 	@$(BIN)/python -m tests.chaos.rolling --old $(or $(OLD),$(error expected OLD=REV, the commit of the older release)) --rows $(or $(ROWS),1000)

@@ -1,7 +1,9 @@
 """A `millrace up` with a second beat beside it, and what tests do to it: one part struck at a time, on purpose."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +34,7 @@ from workers.instance import Instance, find_processes
 
 MODEL, SLOW, SLOWER = "null", "slow", "slower"
 SLOW_SECONDS = 2.0
+OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", "0"))
 
 
 @dataclass
@@ -116,11 +119,13 @@ class Single:
 
     @contextmanager
     def without(self, kind: Kind) -> Iterator[None]:
-        """The part is dead, and nobody starts it again, until the end of the `with`."""
+        """The part is dead, and nobody starts it again, until the end of the `with`, for OUTAGE_SECONDS at least."""
         self.up.process.send_signal(signal.SIGSTOP)
         try:
             self.part(kind).kill()
+            began = time.monotonic()
             yield
+            until(lambda: time.monotonic() - began >= OUTAGE_SECONDS, deadline_seconds=2 * OUTAGE_SECONDS + 1)
         finally:
             self.up.process.send_signal(signal.SIGCONT)
 
