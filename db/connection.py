@@ -53,6 +53,8 @@ _DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 
 # SQLAlchemy's, and those of the driver where it is used directly.
 _AWAY = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError)
+# By whoever stood still in the middle of a transaction, and by a server that follows another one now.
+_ENDED = (psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.ReadOnlySqlTransaction)
 
 
 def sqlalchemy_url(url: str) -> URL:
@@ -170,8 +172,10 @@ def _translated() -> Iterator[None]:
         raise Unavailable(f"PostgreSQL is away: {_reason(error)}; it will be tried again") from error
     except (DataError, psycopg.DataError) as error:
         raise InvalidRequest(f"PostgreSQL cannot store a value: {_reason(error)}") from error
+    except _ENDED as error:
+        raise Unavailable(f"PostgreSQL ended the transaction: {_reason(error)}; it will be tried again") from error
     except DBAPIError as error:
-        if error.connection_invalidated:
+        if error.connection_invalidated or isinstance(error.orig, _ENDED):
             raise Unavailable(f"PostgreSQL closed the connection: {_reason(error)}") from error
         raise
 

@@ -68,5 +68,5 @@ def _close_online(services: Services, runs: Sequence[ChunkRun]) -> None:
             finalizing.finalize(services, run.job_public_id)
         if run.is_closed and not run.is_done:
             services.relay.announce(run.job_public_id)
-    if any(not run.is_closed for run in runs):  # one that is handed back needs another message
+    if not runs or any(not run.is_closed for run in runs):  # what is left, or handed back, needs another message
         dispatcher.refill(services)

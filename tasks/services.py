@@ -45,7 +45,7 @@ class ChunkRunner(Protocol):
 
     def serve_online(self, close: Close) -> None:
         """Says that online requests may wait, and returns at once. They are claimed and run on a thread of the runner,
-        which tells `close` how they ended."""
+        which tells `close` how they ended; nothing, where it ends itself and leaves some that wait."""
         ...
 
     def model_kinds(self) -> dict[str, str]:

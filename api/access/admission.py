@@ -69,9 +69,6 @@ class Admission:
         """After `take_request`. `num_tokens`: prompt and answers at most. Raises RateLimited, Overloaded,
         ModelUnavailable."""
         seen = self._check_queue(model)
-        if _limits_jobs(visit.identity):
-            with self._database.begin() as session:
-                self.check_jobs(session, visit.identity)
         self._take(visit, num_tokens, num_requests=0)
         self._ask_breaker(visit, model)
         seen.num_waiting += 1
@@ -99,9 +96,17 @@ class Admission:
             raise
         visit.headers.update(headers(visit.taken, time.time()))
 
+    def check_online(self, session: Session, visit: Visit) -> None:
+        """Of an admitted call, before its job is made in the same transaction. Raises RateLimited."""
+        try:
+            self.check_jobs(session, visit.identity)
+        except RateLimited:
+            self.give_back(visit)
+            raise
+
     def check_jobs(self, session: Session, identity: Identity) -> None:
         """Before a job is made in the same transaction. Raises RateLimited."""
-        if not _limits_jobs(identity):
+        if not limits_jobs(identity):
             return
         of_key, of_tenant = identity.limits.concurrent_jobs, identity.tenant_limits.concurrent_jobs
         running = load.unfinished(session, tenant=identity.tenant, key_id=identity.key_id)
@@ -178,7 +183,8 @@ class Admission:
             self._breaker.gave_up(model)
 
 
-def _limits_jobs(identity: Identity) -> bool:
+def limits_jobs(identity: Identity) -> bool:
+    """Whether its jobs are counted, so that each is made in the transaction that counts."""
     return identity.limits.concurrent_jobs is not None or identity.tenant_limits.concurrent_jobs is not None
 
 

@@ -55,10 +55,7 @@ class Intake:
     def _run(self) -> None:
         while (first := self._asked.get()) is not None:
             gathered, is_last = self._gather(first)
-            try:
-                self._commit([asked for asked in gathered if asked.made.set_running_or_notify_cancel()])
-            except Exception:
-                logger.exception("workers were not woken; the dispatcher does it")
+            self._commit([asked for asked in gathered if asked.made.set_running_or_notify_cancel()])
             if is_last:
                 return
 
@@ -92,15 +89,16 @@ class Intake:
             for asked in gathered:
                 asked.made.set_exception(error)
         else:
-            try:
-                self._wake_up(made)
-            finally:
-                for asked, job in zip(gathered, made, strict=True):
-                    asked.made.set_result(job)
+            self._wake_up(made)
+            for asked, job in zip(gathered, made, strict=True):
+                asked.made.set_result(job)
 
     def _wake_up(self, made: Sequence[JobRow]) -> None:
         seen: Counter[str | None] = Counter()
-        for job in made:
-            if seen[job.model] % REQUESTS_PER_MESSAGE == 0:
-                self._broker.wake_up(job)
-            seen[job.model] += 1
+        try:
+            for job in made:
+                if seen[job.model] % REQUESTS_PER_MESSAGE == 0:
+                    self._broker.wake_up(job)
+                seen[job.model] += 1
+        except Exception:  # what is committed is answered, and this thread serves everybody else
+            logger.exception("workers were not woken for %d online requests; the dispatcher does it", len(made))

@@ -14,7 +14,7 @@ from fastapi import Request, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.access.admission import estimated_tokens
+from api.access.admission import estimated_tokens, limits_jobs
 from api.access.visit import Visit, visit_of
 from api.context import Context
 from api.errors import error_response
@@ -129,7 +129,7 @@ async def wait(context: Context, job: JobRow, waiter: Waiter | None = None) -> E
 
 
 def _admit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Key | None) -> _Admitted:
-    """A call with a key is committed here, in the transaction that remembers the key."""
+    """A call with an Idempotency-Key, or of whom may have only so many jobs, is committed here."""
     who = visit.identity
     bodies = split_prompts(endpoint, body)
     requests = [parse_request(endpoint, one) for one in bodies]
@@ -152,21 +152,24 @@ def _admit(context: Context, visit: Visit, endpoint: str, body: bytes, once: Key
     context.admission.check_room(visit, parsed.model)
     num_tokens = estimated_tokens(_count(context, requests), len(body), requests)
     context.admission.admit_online(visit, parsed.model, num_tokens)
-    return _Admitted(parsed, wanted, _commit_once(context, visit, wanted, once) if once is not None else None)
+    must_be_alone = once is not None or limits_jobs(who)
+    return _Admitted(parsed, wanted, _commit_alone(context, visit, wanted, once) if must_be_alone else None)
 
 
-def _commit_once(context: Context, visit: Visit, wanted: NewOnlineRequest, once: Key) -> JobRow:
-    """And wakes a worker, unless the same call was quicker meanwhile."""
+def _commit_alone(context: Context, visit: Visit, wanted: NewOnlineRequest, once: Key | None) -> JobRow:
+    """In a transaction that holds what must not change meanwhile, and wakes a worker, unless the same call was
+    quicker. Raises RateLimited."""
     with context.database.begin() as session:
         earlier = _earlier(session, wanted.tenant, once)
-        job = earlier or jobs.create_online(session, wanted)
         if earlier is None:
+            context.admission.check_online(session, visit)
+            job = jobs.create_online(session, wanted)
             idempotency.remember(session, once, job.public_id)
     if earlier is None:
         context.broker.wake_up(job)
-    else:
-        context.admission.give_back(visit)
-    return job
+        return job
+    context.admission.give_back(visit)
+    return earlier
 
 
 def _repeated(context: Context, tenant: str, once: Key) -> JobRow | None:
@@ -189,7 +192,7 @@ def lifetime(context: Context) -> timedelta:
     return timedelta(seconds=context.settings.online_timeout_seconds + EXPIRY_MARGIN_SECONDS)
 
 
-def _earlier(session: Session, tenant: str, once: Key) -> JobRow | None:
+def _earlier(session: Session, tenant: str, once: Key | None) -> JobRow | None:
     """The job that the same call made before, unless it was stopped without an answer: then the call runs anew."""
     public_id = idempotency.recall(session, once)
     if public_id is None:

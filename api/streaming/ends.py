@@ -86,6 +86,8 @@ class Ends:
                     await self._hear_all(subscription)
             except RedisError as error:
                 logger.warning("ends of online requests are not heard, so PostgreSQL is asked: %s", error)
+            except Exception:
+                logger.exception("ends of online requests are not heard, so PostgreSQL is asked")
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _hear_all(self, subscription: PubSub) -> None:

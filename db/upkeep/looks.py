@@ -11,9 +11,10 @@ reason, such jobs are due now and then too.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
+from core.job import JobState
 from db import chunks
 from db.tables import JobRow
 
@@ -64,11 +65,6 @@ _NOTE_ENDED_STATEMENT, _TAKE_DUE_STATEMENT, _LOOK_STATEMENT = (
     text(statement.format(unfinished=_UNFINISHED, busy=_IS_BUSY)) for statement in (_NOTE_ENDED, _TAKE_DUE, _LOOK)
 )
 
-_OVERDUE = text("""
-SELECT * FROM jobs WHERE state = 'in_progress' AND ending IS NULL AND expires_at < statement_timestamp()
-ORDER BY expires_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED
-""")
-
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -96,4 +92,8 @@ def look(session: Session, *, room: int, limit: int = MOST_JOBS) -> list[Waiting
 
 def overdue(session: Session, *, limit: int = MOST_JOBS) -> Sequence[JobRow]:
     """Jobs in progress whose window has closed, locked for this transaction; those another one holds are left out."""
-    return session.scalars(select(JobRow).from_statement(_OVERDUE), {"limit": limit}).all()
+    is_due = (JobRow.state == JobState.IN_PROGRESS.value) & JobRow.ending.is_(None)
+    query = select(JobRow).where(is_due, JobRow.expires_at < func.statement_timestamp())
+    return session.scalars(
+        query.order_by(JobRow.expires_at).limit(limit).with_for_update(key_share=True, skip_locked=True)
+    ).all()

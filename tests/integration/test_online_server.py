@@ -18,6 +18,7 @@ from tasks.services import ChunkRun
 from tests.integration.test_chunk_run import Node, node
 from tests.polling import until
 from tests.world import MODEL, World, success
+from workers.engine_client import probe
 
 __all__ = ["node"]
 
@@ -85,6 +86,27 @@ def test_a_shutdown_hands_back_what_runs(node: Node) -> None:
 def states_of_chunks(world: World) -> set[str]:
     with world.database.begin() as session:
         return set(session.scalars(text("SELECT state FROM chunks")))
+
+
+def test_a_worker_that_is_given_what_it_still_runs_begins_anew(node: Node) -> None:
+    # Given a worker that stood still for longer than its lease
+    node.start_engine(delay=600.0)
+    (job,) = ask(node.world, 1)
+    ended: list[ChunkRun] = []
+    runner = node.runner()
+    runner.serve_online(ended.extend)
+    until(lambda: states_of_chunks(node.world) == {ChunkState.RUNNING})
+    with node.world.database.begin() as session:
+        session.execute(text("UPDATE chunks SET state = 'waiting', owner = NULL, lease_until = NULL"))
+    # When
+    runner.serve_online(ended.extend)
+    until(lambda: states_of_chunks(node.world) == {ChunkState.RUNNING})
+    # Then the engine has it once
+    until(lambda: (hello := probe(node.endpoint)) is not None and hello.stats.num_running == 1)
+    with node.world.database.begin() as session:
+        assert session.execute(text("SELECT attempt FROM chunks")).scalar_one() == 2
+        jobs.stop(session, job, JobState.CANCELLED)
+    until(lambda: any(run.is_closed for run in ended))
 
 
 def test_a_cancelled_request_ends_while_the_others_go_on(node: Node) -> None:

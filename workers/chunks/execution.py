@@ -6,6 +6,7 @@ often and so late as the options say; one that says nothing about the request gi
 engine fewer and fewer requests run at once, in the end one, alone on the whole engine: only then is a crash its own.
 """
 
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -86,6 +87,7 @@ class Execution:
         self._begun: set[int] = set()  # of those that run alone
         self._must_hand_back = False
         self.was_refused = False  # by an engine that is full
+        self._nonce = secrets.token_hex(3)  # a claim that was lost with its server may be made again
         self._is_streamed = False
 
     def begin(self, requests: Sequence[Request]) -> None:
@@ -192,7 +194,7 @@ class Execution:
         self._is_streamed = self._is_streamed or is_streamed
         return to_message(
             parsed,
-            f"{lease.job_public_id}-{request.index}-{lease.attempt}-{self._num_lost}",
+            f"{lease.job_public_id}-{request.index}-{lease.attempt}-{self._num_lost}-{self._nonce}",
             priority=ONLINE_PRIORITY if self._is_online else BULK_PRIORITY,
             stream=is_streamed,
             prefix_scope=lease.tenant,

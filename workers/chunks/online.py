@@ -64,6 +64,7 @@ class OnlineServer:
         self._by_request: dict[str, Execution] = {}
         self._engine_missed_at: float | None = None
         self._given_up: set[int] = set()  # chunks
+        self._is_database_away = False
         self._touched_at = self._engine_seen_at = time.monotonic()
 
     def ring(self, close: Close) -> None:
@@ -93,6 +94,8 @@ class OnlineServer:
         try:
             while self._running or not self._is_draining:
                 self._turn()
+            if self._has_rung.is_set():
+                self._tell([])  # somebody else is woken for what came too late
         except Exception:
             message = "online requests cannot be run any more; this worker ends and is started again"
             logger.critical(message, exc_info=True)
@@ -114,12 +117,25 @@ class OnlineServer:
             self._has_rung.clear()
             claimed = self._ask(room)
             for lease, requests in claimed:
-                execution = self._running[lease.chunk_id] = self._tools.begin(lease)
-                execution.begin(requests)
+                self._begin(lease, requests)
             if len(claimed) < room:
                 return
             self._has_rung.set()
             self._submit()
+
+    def _begin(self, lease: Lease, requests: list[Request]) -> None:
+        """A worker that stood still for longer than a lease may be given what it still runs; after a claim that was
+        lost with its server it is the same attempt, which goes on."""
+        held = self._running.get(lease.chunk_id)
+        if held is not None:
+            if held.lease.attempt == lease.attempt:
+                return
+            held.interrupt()
+            self._forget(held)
+        execution = self._running[lease.chunk_id] = self._tools.begin(lease)
+        execution.begin(requests)
+        if not execution.num_unfinished:
+            self._write_alone(execution)
 
     def _ready_engine(self) -> Hello | None:
         """Waits for one that is away only where nothing runs; when it is away for too long, what waits is left to the
@@ -149,6 +165,7 @@ class OnlineServer:
             )
         except Unavailable as error:
             logger.warning("what people wait for stays where it is: %s", error)
+            self._has_rung.set()  # it is tried again at the next turn
             return []
 
     def _submit(self) -> None:
@@ -157,11 +174,18 @@ class OnlineServer:
             return
         batch: list[Generate | Embed] = []
         for execution in self._running.values():
-            for message in execution.messages(hello.credits):
+            for message in self._messages(execution, hello.credits):
                 self._by_request[message.id] = execution
                 batch.append(message)
         if batch:
             self._tools.engine.submit(batch, self._answers.put)
+
+    def _messages(self, execution: Execution, granted: int) -> list[Generate | Embed]:
+        try:
+            return execution.messages(granted)
+        except Exception as error:  # noqa: BLE001  # is logged
+            self._give_up(execution, error)
+            return []
 
     def _collect(self) -> None:
         """Waits until something happens, unless something is to be written already; then takes all that has."""
@@ -177,7 +201,10 @@ class OnlineServer:
         execution = None if answer is None else self._by_request.get(answer.id)
         if answer is None or execution is None:  # of one that has ended meanwhile
             return
-        execution.take(answer)
+        try:
+            execution.take(answer)
+        except Exception as error:  # noqa: BLE001  # is logged
+            self._give_up(execution, error)
         if not execution.is_in_flight(answer.id):
             del self._by_request[answer.id]
 
@@ -199,8 +226,8 @@ class OnlineServer:
             logger.warning("%d answers wait to be written: %s", len(ends), error)
             self._tools.stopping.wait(RETRY_SECONDS)
             return True
-        except MillraceError as error:
-            logger.warning("%d answers cannot be written together: %s", len(ends), error)
+        except Exception:
+            logger.exception("%d answers cannot be written together", len(ends))
             return False
         for execution in executions:
             is_completed = written.get(execution.lease.chunk_id)
@@ -215,13 +242,15 @@ class OnlineServer:
             self._writer.write(execution)
         except LeaseLost:
             execution.watch.is_lost = True
-        except MillraceError as error:
+        except Exception as error:  # noqa: BLE001  # is logged
             self._give_up(execution, error)
 
-    def _give_up(self, execution: Execution, error: MillraceError) -> None:
+    def _give_up(self, execution: Execution, error: Exception) -> None:
+        """One that cannot be seen through takes nobody else along."""
         lease = execution.lease
         message = "chunk %d of job %s was neither written nor given back: %s; it runs again when its lease is over"
-        logger.error(message, lease.chunk_index, lease.job_public_id, error)
+        is_surprise = not isinstance(error, MillraceError)
+        logger.error(message, lease.chunk_index, lease.job_public_id, error, exc_info=is_surprise)
         self._given_up.add(lease.chunk_id)
 
     def _end(self) -> None:
@@ -231,15 +260,22 @@ class OnlineServer:
             if is_closed is not None:
                 self._forget(execution)
                 runs.append(execution.report(is_closed=is_closed))
-        if runs and self._close is not None:
+        if runs:
+            self._tell(runs)
+
+    def _tell(self, runs: Sequence[ChunkRun]) -> None:
+        if self._close is not None:
             try:
                 self._close(runs)
-            except MillraceError as error:
-                logger.warning("%d ends are told later: %s", len(runs), error)
+            except Exception:
+                logger.exception("%d ends are told later", len(runs))
 
     def _ending(self, execution: Execution) -> bool | None:
         """Whether nobody has to run it again; None while it goes on."""
         if execution.lease.chunk_id in self._given_up:
+            return False
+        if self._is_draining and self._is_database_away:  # each try takes seconds, and the grace period few
+            self._give_up(execution, Unavailable("PostgreSQL is away"))
             return False
         try:
             if not execution.is_over(is_draining=self._is_draining):
@@ -249,7 +285,8 @@ class OnlineServer:
             return None if execution.is_withdrawing else self._writer.end(execution)
         except LeaseLost as error:
             note_lost(error, execution)
-        except MillraceError as error:
+        except Exception as error:  # noqa: BLE001  # is logged
+            self._is_database_away = isinstance(error, Unavailable)
             self._give_up(execution, error)
         return False
 

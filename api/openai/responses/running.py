@@ -65,6 +65,7 @@ def make(context: Context, visit: Visit, request: ResponseRequest, once: Key | N
         if earlier is not None:
             context.admission.give_back(visit)
             return Made(responses.find(session, earlier, tenant=tenant, is_stored=False), is_new=False)
+        context.admission.check_online(session, visit)
         job = jobs.create_online(session, _job(context, visit.identity, request, body))
         visit.job_id = job.id
         row = responses.add(session, _row(tenant, request, job))

@@ -258,6 +258,24 @@ def test_of_two_jobs_at_once_one_takes_the_last_place(world: World, kind: str) -
     assert statuses == [200 if kind == "batch" else 201, 429]
 
 
+@pytest.mark.parametrize("path", [CHAT_ENDPOINT, "/v1/responses"])
+def test_of_two_questions_at_once_one_takes_the_last_place(world: World, path: str) -> None:
+    # Given
+    key = bearer(make_key(world, limits=Limits(concurrent_jobs=1)))
+    body: dict[str, object] = CHAT if path == CHAT_ENDPOINT else {"model": MODEL, "input": "hi"}
+    with client_of(world) as client, ThreadPoolExecutor(2) as threads:
+        # When neither can be written before both have come
+        with world.database.begin() as session:
+            session.execute(text("LOCK TABLE jobs IN SHARE MODE"))
+            calls = [threads.submit(client.post, path, json=body, headers=key) for _ in range(2)]
+            until(lambda: session.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar() == 2)
+        until(lambda: any(call.done() for call in calls))  # the one that is refused
+        with answering(world, success(0)):
+            statuses = sorted(call.result().status_code for call in calls)
+    # Then
+    assert statuses == [200, 429]
+
+
 def test_a_full_queue_refuses_with_the_time_it_takes(world: World) -> None:
     # Given
     with world.database.begin() as session:
@@ -305,7 +323,7 @@ def test_a_model_that_keeps_failing_is_left_alone_until_a_probe_succeeds(world: 
     # Given
     key = bearer(make_key(world))
     breaker = Breaker.of(world.services.settings, world.services.redis)
-    with client_of(world, breaker_failures=2, breaker_open_seconds=0.2) as client:
+    with client_of(world, breaker_failures=2, breaker_open_seconds=3.0) as client:
         # When
         with answering(world, FAILURE):
             failed = [client.post(CHAT_ENDPOINT, json=CHAT, headers=key).status_code for _ in range(2)]
