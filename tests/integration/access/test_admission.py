@@ -262,7 +262,7 @@ def test_of_two_jobs_at_once_one_takes_the_last_place(world: World, kind: str) -
 def test_of_two_questions_at_once_one_takes_the_last_place(world: World, path: str) -> None:
     # Given
     key = bearer(make_key(world, limits=Limits(concurrent_jobs=1)))
-    body: dict[str, object] = CHAT if path == CHAT_ENDPOINT else {"model": MODEL, "input": "hi"}
+    body: dict[str, object] = CHAT if path == CHAT_ENDPOINT else {"model": MODEL, "input": "hi", "background": True}
     with client_of(world) as client, ThreadPoolExecutor(2) as threads:
         # When neither can be written before both have come
         with world.database.begin() as session:
