@@ -22,7 +22,8 @@ WHERE NOT EXISTS (
       AND priority = :priority AND tenant = :tenant)
 """)
 
-# In the order of their keys, as two may settle several at once.
+# In the order of their keys, as two may settle several at once. What others that still run were charged is in
+# `started_tokens` too, which was noted between: the virtual time goes back with what was not taken.
 _SETTLE = text("""
 WITH due AS (
     SELECT service_class, model, coalesce(charged_priority, priority) AS priority, tenant,
@@ -33,7 +34,8 @@ WITH due AS (
     FROM tenant_shares AS share JOIN due USING (service_class, model, priority, tenant)
     ORDER BY 1, 2, 3, 4 FOR NO KEY UPDATE OF share
 )
-UPDATE tenant_shares AS share SET used_tokens = greatest(share.started_tokens, share.used_tokens + held.tokens)
+UPDATE tenant_shares AS share SET used_tokens = greatest(0, share.used_tokens + held.tokens),
+    started_tokens = least(share.started_tokens, greatest(0, share.used_tokens + held.tokens))
 FROM held
 WHERE share.service_class = held.service_class AND share.model = held.model AND share.priority = held.priority
   AND share.tenant = held.tenant

@@ -279,7 +279,8 @@ class ChunkRow(Row):
 
 class TenantShareRow(Row):
     """How many answer tokens a tenant was given among those that wait for the same model at the same priority: the
-    virtual time of start-time fair queueing. `started_tokens` is what it was when the last claim was made."""
+    virtual time of start-time fair queueing. `started_tokens` is what it was when the last claim was made,
+    less what chunks that ran then did not take."""
 
     __tablename__ = "tenant_shares"
 

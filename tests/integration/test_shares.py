@@ -1,6 +1,7 @@
 """Who is served next: priorities, fair shares between tenants, ageing, pauses."""
 
 import itertools
+from collections import Counter, deque
 
 import pytest
 from sqlalchemy import text
@@ -85,6 +86,33 @@ def test_answers_that_end_early_are_charged_as_what_they_were(world: World) -> N
     shares_of_short = fractions(served, "short")
     assert min(shares_of_short) >= 0.4
     assert max(shares_of_short) <= 0.6
+
+
+def test_answers_that_end_early_are_charged_as_what_they_were_however_many_chunks_run_at_once(world: World) -> None:
+    # Given rows that ask for as much, but those of one tenant take a quarter of it
+    world.start(rows_of("a", 600, 40), tenant="long")
+    world.start(rows_of("b", 600, 40), tenant="short")
+    sizes = {"long": 40, "short": 10}
+    running: deque[Lease] = deque()
+    served = []
+    # When eight run at once, and end in the order in which they began
+    for _ in range(68):
+        lease = world.claim()
+        assert lease is not None
+        running.append(lease)
+        if len(running) == 8:
+            first = running.popleft()
+            finish(world, first, sizes[first.tenant])
+            served.append(first.tenant)
+    for lease in running:
+        finish(world, lease, sizes[lease.tenant])
+    # Then nothing that was not taken stays charged
+    with world.database.begin() as session:
+        rows = session.execute(text("SELECT tenant, used_tokens FROM tenant_shares")).all()
+    used: dict[str, int] = {row[0]: row[1] for row in rows}
+    began = Counter([*served, *(lease.tenant for lease in running)])
+    assert used == {name: began[name] * 10 * size for name, size in sizes.items()}
+    assert 0.4 <= used["short"] / sum(used.values()) <= 0.6
 
 
 def test_a_tenant_that_was_away_has_saved_nothing_up(world: World) -> None:
