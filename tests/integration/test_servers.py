@@ -4,7 +4,7 @@ a sentence why they cannot start."""
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -114,7 +114,8 @@ def test_what_was_committed_survives_a_sigkill_of_everything(instance: Instance)
         killed = find_processes(instance.identity)
         killed += [child for process in killed for child in process.children(recursive=True)]
         for process in killed:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it ended with one that was killed before it
+                process.kill()
         psutil.wait_procs(killed, timeout=10)
 
     # Then
