@@ -109,6 +109,41 @@ def test_a_worker_that_is_given_what_it_still_runs_begins_anew(node: Node) -> No
     until(lambda: any(run.is_closed for run in ended))
 
 
+def test_a_connection_that_broke_once_keeps_no_later_end_from_being_written(node: Node) -> None:
+    # Given two requests, and a connection that breaks while one of them is handed back
+    node.start_engine(delay=600.0)
+    stopped, other = ask(node.world, 2)
+    ended: list[ChunkRun] = []
+    node.runner().serve_online(ended.extend)
+    until(lambda: (hello := probe(node.endpoint)) is not None and hello.stats.num_running == 2)
+    with node.world.database.begin() as session:
+        session.execute(text("SELECT FROM chunks WHERE job_id = :job FOR UPDATE"), {"job": stopped.id})
+        with node.world.database.begin() as another:
+            jobs.stop(another, another.merge(stopped), JobState.CANCELLED)
+        until(lambda: break_what_waits_to_hand_back(node.world))
+        until(lambda: ended)
+    # When
+    node.stack.close()
+    # Then
+    assert [(run.job_public_id, run.is_closed) for run in ended] == [
+        (stopped.public_id, False),
+        (other.public_id, False),
+    ]
+    with node.world.database.begin() as session:
+        row = session.execute(text("SELECT state, num_handed_back FROM chunks WHERE job_id = :job"), {"job": other.id})
+        assert tuple(row.one()) == (ChunkState.WAITING, 1)
+
+
+def break_what_waits_to_hand_back(world: World) -> bool:
+    """Whether there was something."""
+    waiting = text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND wait_event_type = 'Lock' AND query LIKE '%num_handed_back%' AND pid <> pg_backend_pid()"
+    )
+    with world.database.begin() as session:
+        return bool(session.execute(waiting).all())
+
+
 def test_a_cancelled_request_ends_while_the_others_go_on(node: Node) -> None:
     # Given
     node.start_engine(delay=600.0)

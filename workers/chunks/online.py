@@ -64,7 +64,7 @@ class OnlineServer:
         self._by_request: dict[str, Execution] = {}
         self._engine_missed_at: float | None = None
         self._given_up: set[int] = set()  # chunks
-        self._is_database_away = False
+        self._is_database_away = False  # as one of those that end together has found
         self._touched_at = self._engine_seen_at = time.monotonic()
 
     def ring(self, close: Close) -> None:
@@ -255,6 +255,7 @@ class OnlineServer:
 
     def _end(self) -> None:
         runs: list[ChunkRun] = []
+        self._is_database_away = False
         for execution in list(self._running.values()):
             is_closed = self._ending(execution)
             if is_closed is not None:
