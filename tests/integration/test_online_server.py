@@ -18,6 +18,7 @@ from tasks.services import ChunkRun
 from tests.integration.test_chunk_run import Node, node
 from tests.polling import until
 from tests.world import MODEL, World, success
+from workers.chunks.run import EngineChunkRunner
 from workers.engine_client import probe
 
 __all__ = ["node"]
@@ -29,6 +30,21 @@ def ask(world: World, num_jobs: int, **body: object) -> list[JobRow]:
     request = NewOnlineRequest(endpoint=CHAT_ENDPOINT, model=MODEL, body=asked, expires_after=timedelta(minutes=5))
     with world.database.begin() as session:
         return [jobs.create_online(session, request) for _ in range(num_jobs)]
+
+
+def begin(node: Node, num_jobs: int) -> tuple[EngineChunkRunner, list[JobRow], list[ChunkRun]]:
+    """A runner whose engine has all of so many requests and takes for ever; and a list of those that ended."""
+    node.start_engine(delay=600.0)
+    asked = ask(node.world, num_jobs)
+    runner, ended = node.runner(), list[ChunkRun]()
+    runner.serve_online(ended.extend)
+    until(lambda: num_running(node) == num_jobs)
+    return runner, asked, ended
+
+
+def num_running(node: Node) -> int:
+    hello = probe(node.endpoint)
+    return 0 if hello is None else hello.stats.num_running
 
 
 def states(world: World) -> dict[str, str]:
@@ -69,12 +85,7 @@ def test_many_requests_wait_for_the_engine_at_the_same_time(node: Node) -> None:
 
 def test_a_shutdown_hands_back_what_runs(node: Node) -> None:
     # Given
-    node.start_engine(delay=600.0)
-    (job,) = ask(node.world, 1)
-    ended: list[ChunkRun] = []
-    runner = node.runner()
-    runner.serve_online(ended.extend)
-    until(lambda: states_of_chunks(node.world) == {ChunkState.RUNNING})
+    _, (job,), ended = begin(node, 1)
     # When
     node.stack.close()
     # Then
@@ -90,19 +101,14 @@ def states_of_chunks(world: World) -> set[str]:
 
 def test_a_worker_that_is_given_what_it_still_runs_begins_anew(node: Node) -> None:
     # Given a worker that stood still for longer than its lease
-    node.start_engine(delay=600.0)
-    (job,) = ask(node.world, 1)
-    ended: list[ChunkRun] = []
-    runner = node.runner()
-    runner.serve_online(ended.extend)
-    until(lambda: states_of_chunks(node.world) == {ChunkState.RUNNING})
+    runner, (job,), ended = begin(node, 1)
     with node.world.database.begin() as session:
         session.execute(text("UPDATE chunks SET state = 'waiting', owner = NULL, lease_until = NULL"))
     # When
     runner.serve_online(ended.extend)
     until(lambda: states_of_chunks(node.world) == {ChunkState.RUNNING})
     # Then the engine has it once
-    until(lambda: (hello := probe(node.endpoint)) is not None and hello.stats.num_running == 1)
+    until(lambda: num_running(node) == 1)
     with node.world.database.begin() as session:
         assert session.execute(text("SELECT attempt FROM chunks")).scalar_one() == 2
         jobs.stop(session, job, JobState.CANCELLED)
@@ -111,11 +117,7 @@ def test_a_worker_that_is_given_what_it_still_runs_begins_anew(node: Node) -> No
 
 def test_a_connection_that_broke_once_keeps_no_later_end_from_being_written(node: Node) -> None:
     # Given two requests, and a connection that breaks while one of them is handed back
-    node.start_engine(delay=600.0)
-    stopped, other = ask(node.world, 2)
-    ended: list[ChunkRun] = []
-    node.runner().serve_online(ended.extend)
-    until(lambda: (hello := probe(node.endpoint)) is not None and hello.stats.num_running == 2)
+    _, (stopped, other), ended = begin(node, 2)
     with node.world.database.begin() as session:
         session.execute(text("SELECT FROM chunks WHERE job_id = :job FOR UPDATE"), {"job": stopped.id})
         with node.world.database.begin() as another:
@@ -146,12 +148,7 @@ def break_what_waits_to_hand_back(world: World) -> bool:
 
 def test_a_cancelled_request_ends_while_the_others_go_on(node: Node) -> None:
     # Given
-    node.start_engine(delay=600.0)
-    stopped, other = ask(node.world, 2)
-    ended: list[ChunkRun] = []
-    runner = node.runner()
-    runner.serve_online(ended.extend)
-    until(lambda: states_of_chunks(node.world) == {ChunkState.RUNNING})
+    _, (stopped, other), ended = begin(node, 2)
     # When
     with node.world.database.begin() as session:
         jobs.stop(session, stopped, JobState.CANCELLED)
