@@ -1,13 +1,14 @@
 """Connections that rest in the pool while the server goes and comes back."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from core.errors import Unavailable
-from db.connection import Database, driver
+from db.connection import Database, Statement, driver
 
 
 @pytest.fixture
@@ -45,6 +46,26 @@ def test_a_server_that_goes_during_a_copy_is_unavailable(pool: Database, databas
     # Then
     with pool.begin() as session:
         assert session.execute(text("SELECT 1")).scalar_one() == 1
+
+
+WRITE = Statement("CREATE TABLE made (n int)")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda session: session.execute(text("CREATE TABLE made (n int)")), lambda session: WRITE.execute(session, {})],
+    ids=["through SQLAlchemy", "through the driver"],
+)
+def test_a_server_that_follows_another_one_now_is_unavailable(
+    pool: Database, write: Callable[[Session], object]
+) -> None:
+    def write_while_reading() -> None:
+        with pool.begin() as session:
+            session.execute(text("SET TRANSACTION READ ONLY"))
+            write(session)
+
+    with pytest.raises(Unavailable, match="read-only"):
+        write_while_reading()
 
 
 def test_a_connection_that_comes_back_after_the_end_is_closed(pool: Database) -> None:

@@ -169,6 +169,18 @@ def test_without_an_engine_what_waits_goes_on_waiting(node: Node, caplog: pytest
     assert states_of_chunks(node.world) == {ChunkState.WAITING}
 
 
+def test_a_worker_that_ends_before_it_could_claim_wakes_another(node: Node) -> None:
+    # Given a worker that was rung for while its engine was away
+    ask(node.world, 1)
+    told: list[list[ChunkRun]] = []
+    node.runner().serve_online(lambda runs: told.append(list(runs)))
+    # When
+    node.stack.close()
+    # Then it says that something is left
+    assert told == [[]]
+    assert states_of_chunks(node.world) == {ChunkState.WAITING}
+
+
 def test_a_claim_takes_the_best_and_no_more_than_it_may(world: World) -> None:
     # Given
     first, urgent, third = ask(world, 3)
