@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core.errors import ModelFailure
 
-_WITHOUT_EFFECT = frozenset(
+WITHOUT_EFFECT = frozenset(
     {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict",
      "past_key_values", "cache_position", "is_causal", "position_embeddings", "logits_to_keep"}
 )  # fmt: skip
@@ -29,7 +29,7 @@ def check_arguments(module: nn.Module, mask: Tensor | None, packed: object | Non
         )
     if mask is not None:
         raise ModelFailure(f"{name} brings an attention mask of its own, which this engine would have to ignore")
-    unknown = [key for key in kwargs.keys() - _WITHOUT_EFFECT if kwargs[key] is not None]
+    unknown = [key for key in kwargs.keys() - WITHOUT_EFFECT if kwargs[key] is not None]
     if unknown:
         raise ModelFailure(f"{name} asks for {', '.join(sorted(unknown))}, which this engine's attention does not know")
 

@@ -65,6 +65,7 @@ class Packed:
     num_in_block: int
     _block: Block | None = None
     _tiles: Tensor | None = None
+    _last_tiles: Tensor | None = None
     _masks: dict[tuple[Span | None, int | None], Tensor] = field(default_factory=dict)
 
     @property
@@ -79,6 +80,15 @@ class Packed:
         if self._tiles is None:
             self._tiles = _tiles(self.spans)
         return self._tiles
+
+    @property
+    def last_tiles(self) -> Tensor:
+        """The same of nothing but the positions in `logits_at`, each by itself."""
+        if self._last_tiles is None:
+            at, one = self.logits_at, torch.ones_like(self.logits_at)
+            rows = self.cells[at] // self.grid.shape[1]
+            self._last_tiles = torch.stack((at, one, rows, self.position_ids[0, at]), dim=1)
+        return self._last_tiles
 
     def block_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """(num_rows, 1, 1, num_columns), additive. Made once per step, not once per layer."""

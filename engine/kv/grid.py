@@ -39,12 +39,19 @@ class KvGrid:
     def tensors(self) -> list[Tensor]:
         return [*self._keys.values(), *self._values.values()]
 
+    def pair(
+        self, layer: int, key_line: tuple[int, int], value_line: tuple[int, int], like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, made where they are not there yet. Lines: heads and dimension of a token's.
+        like: of their dtype and device."""
+        if layer not in self._keys:
+            keys, values = self._empty(key_line, like), self._empty(value_line, like)  # both or, out of memory, none
+            self._keys[layer], self._values[layer] = keys, values
+        return self._keys[layer], self._values[layer]
+
     def write(self, layer: int, cells: Tensor, key: Tensor, value: Tensor) -> None:
         """cells: (tokens,) int64, row * columns + column. key, value: (1, kv_heads, tokens, head_dim)."""
-        if layer not in self._keys:
-            keys, values = self._empty(key), self._empty(value)  # both or, where memory is short, none
-            self._keys[layer], self._values[layer] = keys, values
-        pair = self._keys[layer], self._values[layer]
+        pair = self.pair(layer, (key.shape[1], key.shape[3]), (value.shape[1], value.shape[3]), key)
         if self.kernels is not None and self.kernels.can_take(key, value, *pair):
             self.kernels.write(pair, cells, key, value)
             return
@@ -75,9 +82,8 @@ class KvGrid:
         self._keys.clear()
         self._values.clear()
 
-    def _empty(self, like: Tensor) -> Tensor:
-        _, heads, _, head_dim = like.shape
-        return _zeros((*self.shape, heads, head_dim), like)
+    def _empty(self, line: tuple[int, int], like: Tensor) -> Tensor:
+        return _zeros((*self.shape, *line), like)
 
 
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -87,7 +93,7 @@ def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
         return like.new_zeros(shape)
     num_bytes = math.prod(shape) * like.element_size()
     try:
-        memory = mmap.mmap(-1, num_bytes)
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, MemoryError) as error:
         raise torch.OutOfMemoryError(f"the system gave no {num_bytes} bytes for K/V: {error}") from error
     return torch.frombuffer(memory, dtype=like.dtype).view(shape)

@@ -22,10 +22,11 @@ from engine.generation.execution import StepRunner
 from engine.generation.generator import Generator
 from engine.generation.packing import pack
 from engine.generation.runner import Runner
-from engine.generation.scheduler import Scheduler
+from engine.generation.scheduler import Piece, Scheduler
 from engine.kv.grid import KvGrid
 from engine.kv.pool import KvPool
 from engine.kv.slots import SMALLEST_WIDTH, SlotPool
+from engine.models.decoder import run_layers_as_one
 from engine.models.linear import pack_linears
 from engine.models.memory import kv_budget_bytes
 from engine.models.paging import PagingPlan, page_model
@@ -126,7 +127,13 @@ def _on_rows(name: str, model: Any, options: LoadOptions, own: list[Tensor]) -> 
     kernels = load_kernels() if options.native and options.device == "cpu" else None
     grid = KvGrid((2, SMALLEST_WIDTH), kernels)
     runner = Runner(model, grid, device)
-    probe(name, model, grid_attention.ATTENTION_NAME, lambda pieces: runner.forward(pack(pieces, grid, device)), own)
+
+    def forward(pieces: list[Piece]) -> Tensor:
+        return runner.forward(pack(pieces, grid, device))
+
+    probe(name, model, grid_attention.ATTENTION_NAME, forward, own)
+    if kernels is not None:
+        run_layers_as_one(name, model, kernels, forward)
     pool = _pool(name, model.config, grid.bytes_per_token, options)
     grid.drop()
     return runner, pool

@@ -29,7 +29,7 @@ class SharedRows:
 
     def __init__(self, products: Products, weights: Sequence[PackedWeight]) -> None:
         self._products = products
-        self._weights = weights
+        self.weights = tuple(weights)
         self._rows: Tensor | None = None
         self._ready: dict[int, Tensor] = {}
 
@@ -37,7 +37,7 @@ class SharedRows:
         """Of the weight with this index. Every product is given away once, so that its taker may change it."""
         if rows is not self._rows or index not in self._ready:
             self._rows = rows
-            self._ready = dict(enumerate(self._products.multiply(rows, self._weights)))
+            self._ready = dict(enumerate(self._products.multiply(rows, self.weights)))
         product = self._ready.pop(index)
         if not self._ready:
             self._rows = None
@@ -53,6 +53,10 @@ class SharingLinear(nn.Module):
         self._shared = shared
         self._index = index
 
+    @property
+    def packed(self) -> PackedWeight:
+        return self._shared.weights[self._index]
+
     def forward(self, rows: Tensor) -> Tensor:
         return self._shared.product(self._index, rows)
 
@@ -63,12 +67,12 @@ class NativeGatedMlp(nn.Module):
     def __init__(self, products: Products, linears: Sequence[nn.Linear], activation: Activation) -> None:
         super().__init__()
         gate, up, down = (products.pack(linear.weight, linear.bias) for linear in linears)
-        self._weights = gate, up, down
+        self.weights = gate, up, down
+        self.activation = activation
         self._products = products
-        self._activation = activation
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self._products.gated_mlp(rows, self._weights, self._activation)
+        return self._products.gated_mlp(rows, self.weights, self.activation)
 
 
 class NativeRmsNorm(nn.Module):
@@ -82,10 +86,10 @@ class NativeRmsNorm(nn.Module):
         self.weight = weight
         self._own = (own,)  # in a tuple: not a part of the model any more
         self._kernels = kernels
-        self._epsilon = epsilon
-        self._is_offset = is_offset
+        self.epsilon = epsilon
+        self.is_offset = is_offset
 
     def forward(self, rows: Tensor) -> Tensor:
         if rows.dtype != self.weight.dtype:
             return self._own[0](rows)  # type: ignore[no-any-return]
-        return self._kernels.rms_norm(rows.contiguous(), self.weight, self._epsilon, is_offset=self._is_offset)
+        return self._kernels.rms_norm(rows.contiguous(), self.weight, self.epsilon, is_offset=self.is_offset)

@@ -40,7 +40,7 @@ def probe(name: str, model: Any, attention_name: str, forward: Forward, own: lis
     The sequences have rows 0 and 1, and page 0 and 1.
     """
     model.set_attn_implementation(attention_name)
-    packed = _translated(f"{name} does not run in packed form", lambda: _packed_logits(model, forward))
+    packed = _translated(f"{name} does not run in packed form", lambda: packed_logits(model, forward))
     worst = max(difference(*pair) for pair in zip(packed, own, strict=True))
     if not worst <= difference_limit(model.dtype):  # NaN fails too
         raise ModelFailure(
@@ -73,7 +73,8 @@ def far_logits(model: Any) -> Tensor:
 
 
 @torch.inference_mode()
-def _packed_logits(model: Any, forward: Forward) -> list[Tensor]:
+def packed_logits(model: Any, forward: Forward) -> list[Tensor]:
+    """The same as `own_logits`, of a model whose packed attention is switched on."""
     ids = _token_ids(model).tolist()
     short, long = (_sequence(slot, ids[:length]) for slot, length in enumerate((_FIRST, _NUM_TOKENS)))
     first = forward([Piece(short, _FIRST), Piece(long, _SECOND)])

@@ -5,24 +5,8 @@ it, so that K/V are read once for all of them. Columns go by in strips; scores a
 (Milakov & Gimelshein 2018; Dao et al. 2022). Only columns that the tile may see are read: no padding, no mask in memory,
 nothing of other sequences. */
 
-#include "grid.h"
+#include "attention.h"
 #include "strips.h"
-#include "threads.h"
-
-/* As the caller lays it out: int64 numbers, one line per tile. */
-struct tile {
-    int64_t begin, num_tokens; /* of the packed row */
-    int64_t row, start;        /* of the grid: the tile's first token lies in this row and column */
-};
-
-struct attention {
-    struct grid grid;
-    const char *queries;
-    char *out; /* (tokens, heads, value_dim), contiguous */
-    const struct tile *tiles;
-    int64_t query_head_stride, query_token_stride, group, window, max_rows;
-    float scale, softcap;
-};
 
 static int64_t whole_vectors(int64_t dim) { return (dim + LANES - 1) / LANES * LANES; }
 
@@ -170,6 +154,12 @@ static void attend_item(void *context, int64_t item, void *scratch) {
         attend_tile(attention, &work, item, BFLOAT16);
 }
 
+struct stage attention_stage(struct attention *attention, int64_t num_tiles) {
+    struct work work;
+    int64_t scratch_bytes = floats_of(attention, &work, 0) * (int64_t)sizeof(float);
+    return (struct stage){attend_item, attention, num_tiles * attention->grid.num_heads, scratch_bytes};
+}
+
 /* window: columns that a token sees, itself included; 0 for all. softcap: 0 for none.
    tiles: (num_tiles, 4) int64, see `struct tile`, of at most `max_tokens` tokens each. */
 int millrace_attend(void *grid_keys, void *grid_values, int64_t num_columns, int64_t num_kv_heads, int64_t key_dim,
@@ -180,7 +170,5 @@ int millrace_attend(void *grid_keys, void *grid_values, int64_t num_columns, int
     int64_t group = num_heads / num_kv_heads;
     struct attention attention = {grid, queries, out, tiles, query_head_stride, query_token_stride, group, window,
                                   max_tokens * group, (float)scale, (float)softcap};
-    struct work work;
-    int64_t scratch_bytes = floats_of(&attention, &work, 0) * (int64_t)sizeof(float);
-    return run_items(attend_item, &attention, num_tiles * num_kv_heads, scratch_bytes, num_threads);
+    return run_stage(attention_stage(&attention, num_tiles), num_threads);
 }

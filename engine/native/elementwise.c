@@ -5,27 +5,19 @@ Sums and functions are float32; results are rounded where transformers rounds th
 #include <math.h>
 
 #include "activation.h"
-#include "threads.h"
+#include "elementwise.h"
 #include "vectors.h"
 
 enum { ELEMENTS_PER_ITEM = 16384 }; /* some microseconds: less is not worth another thread's attention */
 
-static int run_rows(work_item *run, void *context, int64_t num_rows, int64_t row_elements, int64_t *rows_per_item,
-                    int64_t num_threads) {
+struct stage rows_stage(work_item *run, void *context, int64_t num_rows, int64_t row_elements,
+                        int64_t *rows_per_item) {
     int64_t rows = ELEMENTS_PER_ITEM / (row_elements ? row_elements : 1);
     *rows_per_item = rows > 0 ? rows : 1;
-    return run_items(run, context, (num_rows + *rows_per_item - 1) / *rows_per_item, 0, num_threads);
+    return (struct stage){run, context, (num_rows + *rows_per_item - 1) / *rows_per_item, 0};
 }
 
 /* ---- RMS norm ---- */
-
-struct norm {
-    const void *rows, *weight;
-    void *out;
-    int64_t num_rows, dim, row_stride, rows_per_item;
-    float epsilon;
-    int dtype, is_offset;
-};
 
 INLINE void normalise_row(const struct norm *norm, int64_t row, const int dtype, const int is_offset) {
     const void *from = at(norm->rows, row * norm->row_stride, dtype);
@@ -51,10 +43,7 @@ INLINE void normalise_row(const struct norm *norm, int64_t row, const int dtype,
     }
 }
 
-static void normalise_rows(void *context, int64_t item, void *scratch) {
-    const struct norm *norm = context;
-    int64_t begin = item * norm->rows_per_item, end = begin + norm->rows_per_item;
-    (void)scratch;
+void normalise_rows(const struct norm *norm, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end && row < norm->num_rows; row++) {
         if (norm->dtype == FLOAT32)
             norm->is_offset ? normalise_row(norm, row, FLOAT32, 1) : normalise_row(norm, row, FLOAT32, 0);
@@ -63,11 +52,21 @@ static void normalise_rows(void *context, int64_t item, void *scratch) {
     }
 }
 
+static void normalise_item(void *context, int64_t item, void *scratch) {
+    const struct norm *norm = context;
+    (void)scratch;
+    normalise_rows(norm, item * norm->rows_per_item, (item + 1) * norm->rows_per_item);
+}
+
+struct stage norm_stage(struct norm *norm) {
+    return rows_stage(normalise_item, norm, norm->num_rows, norm->dim, &norm->rows_per_item);
+}
+
 /* out = weight * round(x / sqrt(mean(x²) + epsilon)), or with `is_offset` (1 + weight) times it, rounded once. */
 int millrace_rms_norm(const void *rows, const void *weight, void *out, int64_t num_rows, int64_t dim,
                       int64_t row_stride, double epsilon, int64_t dtype, int64_t is_offset, int64_t num_threads) {
     struct norm norm = {rows, weight, out, num_rows, dim, row_stride, 0, (float)epsilon, (int)dtype, (int)is_offset};
-    return run_rows(normalise_rows, &norm, num_rows, dim, &norm.rows_per_item, num_threads);
+    return run_stage(norm_stage(&norm), num_threads);
 }
 
 /* ---- gated activation ---- */
@@ -111,17 +110,10 @@ static void gate_rows(void *context, int64_t item, void *scratch) {
 int millrace_gated(const void *gates, const void *ups, void *out, int64_t num_rows, int64_t dim, int64_t gate_stride,
                    int64_t up_stride, int64_t dtype, int64_t activation, int64_t num_threads) {
     struct gate gate = {gates, ups, out, num_rows, dim, gate_stride, up_stride, 0, (int)dtype, (int)activation};
-    return run_rows(gate_rows, &gate, num_rows, dim, &gate.rows_per_item, num_threads);
+    return run_stage(rows_stage(gate_rows, &gate, num_rows, dim, &gate.rows_per_item), num_threads);
 }
 
 /* ---- rotary embedding ---- */
-
-struct rotation {
-    const void *cosines, *sines;
-    void *heads;
-    int64_t num_tokens, num_heads, dim, token_stride, head_stride, angle_stride, rows_per_item;
-    int dtype;
-};
 
 /* x * cos + rotate_half(x) * sin, every product and the sum rounded, in place. */
 INLINE void rotate_head(const struct rotation *rotation, void *head, const void *cosines, const void *sines,
@@ -138,11 +130,8 @@ INLINE void rotate_head(const struct rotation *rotation, void *head, const void 
     }
 }
 
-static void rotate_tokens(void *context, int64_t item, void *scratch) {
-    const struct rotation *rotation = context;
+void rotate_tokens(const struct rotation *rotation, int64_t begin, int64_t end) {
     int dtype = rotation->dtype;
-    int64_t begin = item * rotation->rows_per_item, end = begin + rotation->rows_per_item;
-    (void)scratch;
     for (int64_t token = begin; token < end && token < rotation->num_tokens; token++) {
         const void *cosines = at(rotation->cosines, token * rotation->angle_stride, dtype);
         const void *sines = at(rotation->sines, token * rotation->angle_stride, dtype);
@@ -157,10 +146,17 @@ static void rotate_tokens(void *context, int64_t item, void *scratch) {
     }
 }
 
+static void rotate_item(void *context, int64_t item, void *scratch) {
+    const struct rotation *rotation = context;
+    (void)scratch;
+    rotate_tokens(rotation, item * rotation->rows_per_item, (item + 1) * rotation->rows_per_item);
+}
+
 int millrace_rotate(void *heads, const void *cosines, const void *sines, int64_t num_tokens, int64_t num_heads,
                     int64_t dim, int64_t token_stride, int64_t head_stride, int64_t angle_stride, int64_t dtype,
                     int64_t num_threads) {
     struct rotation rotation = {cosines,      sines,       heads,        num_tokens, num_heads, dim,
                                 token_stride, head_stride, angle_stride, 0,          (int)dtype};
-    return run_rows(rotate_tokens, &rotation, num_tokens, num_heads * dim, &rotation.rows_per_item, num_threads);
+    return run_stage(rows_stage(rotate_item, &rotation, num_tokens, num_heads * dim, &rotation.rows_per_item),
+                     num_threads);
 }

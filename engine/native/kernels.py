@@ -6,6 +6,7 @@ a tensor is fit; the kernels check nothing more. Torch's own threads do the work
 
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.native.compiler import NotCompiled, compiled_library
+from engine.native.decoder import Decoder, DecoderLayer, DecoderShape
 from engine.native.library import NativeLibrary
 from engine.native.products import Activation, Products
 
@@ -40,6 +42,10 @@ class Kernels:
     def __init__(self, library: NativeLibrary) -> None:
         self._library = library
         self.products = Products(library)
+
+    def decoder(self, shape: DecoderShape, layers: Sequence[DecoderLayer]) -> Decoder:
+        """`can_take` and `can_attend` hold for what it is given too."""
+        return Decoder(self._library, shape, layers)
 
     @staticmethod
     def can_take(*tensors: Tensor) -> bool:

@@ -21,6 +21,8 @@ _SIGNATURES = {
     "millrace_multiplies_well": "n",
     "millrace_write": "aannnnannannann",
     "millrace_attend": "aannnnnannnaannnrrn",
+    "millrace_decode": "aaan",
+    "millrace_decoder_bytes": "ann",
 }
 _TYPES = {"a": _ADDRESS, "n": _NUMBER, "r": _REAL}
 
@@ -43,6 +45,9 @@ class NativeLibrary:
         self.multiplies_well = library.millrace_multiplies_well
         self.write = library.millrace_write
         self.attend = library.millrace_attend
+        self.decode = library.millrace_decode
+        self.decoder_bytes = library.millrace_decoder_bytes
+        self.decoder_bytes.restype = _NUMBER
         self._use_pool = library.millrace_use_pool
         self._use_pool.argtypes = [_ADDRESS]
         self._use_pool.restype = None

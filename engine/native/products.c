@@ -7,7 +7,7 @@ blocks of them stay in the second level cache. Sums are float32; bfloat16 is mul
 instruction where it has one. */
 
 #include "activation.h"
-#include "threads.h"
+#include "products.h"
 #include "vectors.h"
 
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -16,20 +16,7 @@ instruction where it has one. */
 #define TILE_ROWS 6 /* 12 of 16 */
 #endif
 
-enum { BLOCK_BYTES = 384 << 10, ITEMS_PER_THREAD = 3, LINES_AHEAD = 64, NO_GATE = -1, MAX_PARTS = 4 };
-
-struct part {
-    const void *weight, *bias; /* bias may be null */
-    void *out;                 /* (rows, columns), contiguous */
-    int64_t columns;
-};
-
-struct product {
-    struct part parts[MAX_PARTS];
-    const void *rows;
-    int64_t num_parts, num_rows, depth, row_stride, num_blocks, num_groups;
-    int dtype, activation;
-};
+enum { BLOCK_BYTES = 384 << 10, ITEMS_PER_THREAD = 3, LINES_AHEAD = 64, LINE_BYTES = 64, NEXT_PANEL_BYTES = 64 << 10 };
 
 INLINE int64_t panels_of(int64_t columns) { return (columns + LANES - 1) / LANES; }
 
@@ -40,12 +27,20 @@ INLINE const void *panel(const struct product *product, const struct part *part,
 
 #define ROWS_OF_TILE _Pragma("GCC unroll 12") for (int row = 0; row < num_rows; row++)
 
-/* A page ahead of the sums, into the second level cache: what the processor fetches on its own accord ends with the
-   page. A gain of a tenth where weights come from memory; with fewer rows memory is the bound anyway. */
-#define FETCH_AHEAD(steps)                                            \
-    if (num_rows >= 6) {                                              \
-        __builtin_prefetch(left + (k + (steps)) * LANES, 0, 2);       \
-        __builtin_prefetch(right + (k + (steps)) * LANES, 0, 2);      \
+/* Lines of two panels that will be wanted later, to be brought into the second level cache: one of each every so many
+   steps, so that memory works as evenly as the sums do. */
+struct ahead {
+    const char *left, *right;
+    int64_t every;
+};
+
+#define FETCH_AHEAD                            \
+    if (!--until) {                            \
+        __builtin_prefetch(ahead.left, 0, 2);  \
+        __builtin_prefetch(ahead.right, 0, 2); \
+        ahead.left += LINE_BYTES;              \
+        ahead.right += LINE_BYTES;             \
+        until = ahead.every;                   \
     }
 
 /* Every third row's address in a register of its own, with the distance of rows in another, reaches all twelve. Left to
@@ -63,11 +58,12 @@ INLINE const void *panel(const struct product *product, const struct part *part,
     }
 
 INLINE void add_float32(vfloat (*sums)[2], int num_rows, const float *rows, int64_t stride, const float *left,
-                        const float *right, int64_t depth) {
+                        const float *right, int64_t depth, struct ahead ahead) {
+    int64_t until = ahead.every;
     ADDRESSES(float);
     for (int64_t k = 0; k < depth; k++) {
         vfloat b0 = *(const vfloat *)(left + k * LANES), b1 = *(const vfloat *)(right + k * LANES);
-        FETCH_AHEAD(LINES_AHEAD)
+        FETCH_AHEAD
         ROWS_OF_TILE {
             vfloat a = splat(*(const float *)ADDRESS(row));
             sums[row][0] += a * b0;
@@ -78,11 +74,12 @@ INLINE void add_float32(vfloat (*sums)[2], int num_rows, const float *rows, int6
 }
 
 INLINE void add_bfloat16(vfloat (*sums)[2], int num_rows, const uint16_t *rows, int64_t stride, const uint16_t *left,
-                         const uint16_t *right, int64_t depth) {
+                         const uint16_t *right, int64_t depth, struct ahead ahead) {
+    int64_t until = ahead.every;
     ADDRESSES(uint16_t);
     for (int64_t k = 0; k < depth; k += 2) {
         vuint b0 = *(const vuint *)(left + k * LANES), b1 = *(const vuint *)(right + k * LANES);
-        FETCH_AHEAD(2 * LINES_AHEAD)
+        FETCH_AHEAD
 #if defined(__AVX512BF16__)
         ROWS_OF_TILE {
             int32_t pair;
@@ -109,6 +106,12 @@ INLINE void add_bfloat16(vfloat (*sums)[2], int num_rows, const uint16_t *rows, 
     }
 }
 
+INLINE void put(const struct product *product, const struct part *part, int64_t place, int64_t left, vfloat sum) {
+    if (product->is_added)
+        sum = rounded(sum, product->dtype) + load_some(part->out, place, left, product->dtype);
+    store_some(part->out, place, left, sum, product->dtype);
+}
+
 /* What becomes of a tile's sums. Apart from the products, so that it is compiled once and not for every tile. */
 static __attribute__((noinline)) void finish_tile(const struct product *product, const struct part *left,
                                                   int64_t left_panel, int64_t right_panel, int64_t first, int num_rows,
@@ -125,15 +128,15 @@ static __attribute__((noinline)) void finish_tile(const struct product *product,
     }
     for (int row = 0; row < num_rows; row++) {
         int64_t place = (first + row) * left->columns;
-        store_some(left->out, place + column0, left->columns - column0, sums[row][0], dtype);
-        if (right_panel != left_panel)
-            store_some(left->out, place + column1, left->columns - column1, sums[row][1], dtype);
+        put(product, left, place + column0, left->columns - column0, sums[row][0]);
+        if (right_panel != left_panel) put(product, left, place + column1, left->columns - column1, sums[row][1]);
     }
 }
 
 /* One tile: `num_rows` rows from `first` on by two panels, whose numbers are given. A missing right one is the left. */
 INLINE void multiply_tile(const struct product *product, const struct part *left, const struct part *right,
-                          int64_t left_panel, int64_t right_panel, int64_t first, const int num_rows, const int dtype) {
+                          int64_t left_panel, int64_t right_panel, int64_t first, struct ahead ahead,
+                          const int num_rows, const int dtype) {
     vfloat sums[TILE_ROWS][2];
     const void *rows = at(product->rows, first * product->row_stride, dtype);
     const void *b0 = panel(product, left, left_panel), *b1 = panel(product, right, right_panel);
@@ -146,9 +149,9 @@ INLINE void multiply_tile(const struct product *product, const struct part *left
         sums[row][1] = start1;
     }
     if (dtype == FLOAT32)
-        add_float32(sums, num_rows, rows, product->row_stride, b0, b1, product->depth);
+        add_float32(sums, num_rows, rows, product->row_stride, b0, b1, product->depth, ahead);
     else
-        add_bfloat16(sums, num_rows, rows, product->row_stride, b0, b1, product->depth);
+        add_bfloat16(sums, num_rows, rows, product->row_stride, b0, b1, product->depth, ahead);
     vfloat done[TILE_ROWS][2];
     ROWS_OF_TILE {
         done[row][0] = sums[row][0];
@@ -157,20 +160,30 @@ INLINE void multiply_tile(const struct product *product, const struct part *left
     finish_tile(product, left, left_panel, right_panel, first, num_rows, (const vfloat (*)[2])done);
 }
 
-#define TILE_OF(count)                                                                                             \
-    case count:                                                                                                    \
-        if (product->dtype == FLOAT32)                                                                             \
-            multiply_tile(product, left, right, left_panel, right_panel, first, count, FLOAT32);                   \
-        else                                                                                                       \
-            multiply_tile(product, left, right, left_panel, right_panel, first, count, BFLOAT16);                  \
+#define TILE_OF(count)                                                                                                \
+    case count:                                                                                                       \
+        if (product->dtype == FLOAT32)                                                                                \
+            multiply_tile(product, left, right, left_panel, right_panel, first, ahead, count, FLOAT32);               \
+        else                                                                                                          \
+            multiply_tile(product, left, right, left_panel, right_panel, first, ahead, count, BFLOAT16);              \
         break;
 
-/* Two panels by all rows of a block. */
+/* Two panels by all rows of a block. While they are at it, they have memory send what the thread will probably do next,
+   `next_panels` further on: a panel whose last lines were just fetched has no time to come from memory. Deep panels, of
+   which two pairs would not stay in the cache, are fetched a page ahead of the sums instead, which is no gain for a few
+   rows: memory is their bound. */
 static void multiply_block(const struct product *product, const struct part *left, const struct part *right,
-                           int64_t left_panel, int64_t right_panel, int64_t begin, int64_t end) {
+                           int64_t left_panel, int64_t right_panel, int64_t next_panels, int64_t begin, int64_t end) {
     int64_t num_tiles = (end - begin + TILE_ROWS - 1) / TILE_ROWS;
+    int64_t panel_bytes = LANES * product->depth * size_of(product->dtype);
+    int64_t is_next = panel_bytes <= NEXT_PANEL_BYTES;
+    int64_t bytes = is_next ? next_panels * panel_bytes : LINES_AHEAD * LINE_BYTES;
+    struct ahead ahead = {.every = is_next ? num_tiles : end - begin >= 6 ? 1 : INT64_MAX};
     for (int64_t tile = 0; tile < num_tiles; tile++) {
         int64_t first = begin + (end - begin) * tile / num_tiles;
+        int64_t begun = bytes + (is_next ? tile * panel_bytes / num_tiles : 0);
+        ahead.left = (const char *)panel(product, left, left_panel) + begun;
+        ahead.right = (const char *)panel(product, right, right_panel) + begun;
         switch (begin + (end - begin) * (tile + 1) / num_tiles - first) {
             TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4) TILE_OF(5) TILE_OF(6)
 #if TILE_ROWS == 12
@@ -188,30 +201,31 @@ static void multiply_item(void *context, int64_t item, void *scratch) {
     const struct part *part = product->parts;
     (void)scratch;
     if (product->activation != NO_GATE) {
-        multiply_block(product, part, part + 1, group, group, begin, end);
+        multiply_block(product, part, part + 1, group, group, product->num_threads, begin, end);
         return;
     }
     for (; group >= (panels_of(part->columns) + 1) / 2; part++) group -= (panels_of(part->columns) + 1) / 2;
     int64_t left = 2 * group, right = left + 1 < panels_of(part->columns) ? left + 1 : left;
-    multiply_block(product, part, part, left, right, begin, end);
+    multiply_block(product, part, part, left, right, 2 * product->num_threads, begin, end);
 }
 
 static int64_t ceiling(int64_t number, int64_t divisor) { return (number + divisor - 1) / divisor; }
 
-static int multiply(struct product *product, int64_t num_threads) {
+struct stage product_stage(struct product *product, int64_t num_threads) {
     product->num_groups = 0;
+    product->num_threads = num_threads;
     if (product->activation != NO_GATE)
         product->num_groups = panels_of(product->parts[0].columns);
     else
         for (int64_t part = 0; part < product->num_parts; part++)
             product->num_groups += ceiling(panels_of(product->parts[part].columns), 2);
-    if (!product->num_rows || !product->num_groups) return 0;
+    if (!product->num_rows || !product->num_groups) return (struct stage){multiply_item, product, 0, 0};
     int64_t by_cache = ceiling(product->num_rows * product->depth * size_of(product->dtype), BLOCK_BYTES);
     int64_t by_threads = num_threads > 1 ? ceiling(ITEMS_PER_THREAD * num_threads, product->num_groups) : 1;
     int64_t at_most = ceiling(product->num_rows, TILE_ROWS);
     product->num_blocks = by_cache > by_threads ? by_cache : by_threads;
     if (product->num_blocks > at_most) product->num_blocks = at_most;
-    return run_items(multiply_item, product, product->num_blocks * product->num_groups, 0, num_threads);
+    return (struct stage){multiply_item, product, product->num_blocks * product->num_groups, 0};
 }
 
 /* out = rows @ weight.T + bias for each of up to four weights. parts: weight, bias, out and columns of each. */
@@ -220,7 +234,7 @@ int millrace_multiply(const void *rows, int64_t num_rows, int64_t depth, int64_t
     struct product product = {.rows = rows, .num_parts = num_parts, .num_rows = num_rows, .depth = depth,
                               .row_stride = row_stride, .dtype = (int)dtype, .activation = NO_GATE};
     memcpy(product.parts, parts, num_parts * sizeof(struct part));
-    return multiply(&product, num_threads);
+    return run_stage(product_stage(&product, num_threads), num_threads);
 }
 
 /* out = (round(activation(rows @ gate.T)) * (rows @ up.T)) @ down.T. parts: gate, up, down; gate's out holds what lies
@@ -234,7 +248,8 @@ int millrace_gated_mlp(const void *rows, int64_t num_rows, int64_t depth, int64_
     memcpy(outer.parts, (const struct part *)parts + 2, sizeof(struct part));
     outer.rows = inner.parts[0].out;
     outer.depth = outer.row_stride = inner.parts[0].columns;
-    return multiply(&inner, num_threads) | multiply(&outer, num_threads);
+    struct stage stages[] = {product_stage(&inner, num_threads), product_stage(&outer, num_threads)};
+    return run_stages(stages, 2, num_threads);
 }
 
 /* ---- packing ---- */
@@ -268,7 +283,7 @@ static void pack_panel(void *context, int64_t index, void *scratch) {
 int millrace_pack(const void *weight, void *packed, int64_t columns, int64_t depth, int64_t dtype,
                   int64_t num_threads) {
     struct packing packing = {weight, packed, columns, depth, (int)dtype};
-    return run_items(pack_panel, &packing, panels_of(columns), 0, num_threads);
+    return run_stage((struct stage){pack_panel, &packing, panels_of(columns), 0}, num_threads);
 }
 
 /* Whether these products are what the processor is best at: 1 or 0. Machines with tiles of their own (AMX) and those

@@ -9,6 +9,16 @@ The pool's entry point is handed over at run time: nothing is linked, so it cann
 /* A piece of work: `context` is what all pieces share, `scratch` is the thread's own memory. */
 typedef void work_item(void *context, int64_t item, void *scratch);
 
-/* Runs items 0 to `num_items` - 1 in any order, by `num_threads` threads or, where it is 1, by this one.
-   Returns 0, or -1 where memory for scratch is lacking; then some items were not run. */
-int run_items(work_item *run, void *context, int64_t num_items, int64_t scratch_bytes, int64_t num_threads);
+/* Items 0 to `num_items` - 1 of a piece of work, in any order. */
+struct stage {
+    work_item *run;
+    void *context;
+    int64_t num_items, scratch_bytes;
+};
+
+/* Runs stages one after the other, each begun when all before it are done, by `num_threads` threads or, where it is 1,
+   by this one. Returns 0, or -1 where memory is lacking; then some items may not have been run. */
+int run_stages(const struct stage *stages, int64_t num_stages, int64_t num_threads);
+
+/* The same for a single one. */
+int run_stage(struct stage stage, int64_t num_threads);

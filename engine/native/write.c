@@ -1,18 +1,10 @@
 /* The new K/V of a step into the cells of the grid. */
 
-#include "grid.h"
 #include "threads.h"
 #include "vectors.h"
+#include "write.h"
 
 enum { BYTES_PER_ITEM = 131072 }; /* less is not worth another thread's attention */
-
-struct write {
-    struct grid grid;
-    const char *keys, *values;
-    const int64_t *cells;
-    int64_t num_tokens, tokens_per_item;
-    int64_t key_token_stride, key_head_stride, value_token_stride, value_head_stride;
-};
 
 static void write_line(char *line, const char *from, int64_t num_heads, int64_t head_bytes, int64_t head_stride) {
     if (head_stride == head_bytes) {
@@ -23,12 +15,9 @@ static void write_line(char *line, const char *from, int64_t num_heads, int64_t 
         memcpy(line + head * head_bytes, from + head * head_stride, head_bytes);
 }
 
-static void write_tokens(void *context, int64_t item, void *scratch) {
-    const struct write *write = context;
+void write_tokens(const struct write *write, int64_t begin, int64_t end) {
     const struct grid *grid = &write->grid;
     int64_t size = size_of(grid->dtype), heads = grid->num_heads;
-    int64_t begin = item * write->tokens_per_item, end = begin + write->tokens_per_item;
-    (void)scratch;
     for (int64_t token = begin; token < end && token < write->num_tokens; token++) {
         int64_t cell = write->cells[token];
         write_line(grid->keys + cell * heads * grid->key_dim * size, write->keys + token * write->key_token_stride * size,
@@ -37,6 +26,12 @@ static void write_tokens(void *context, int64_t item, void *scratch) {
                    write->values + token * write->value_token_stride * size, heads, grid->value_dim * size,
                    write->value_head_stride * size);
     }
+}
+
+static void write_item(void *context, int64_t item, void *scratch) {
+    const struct write *write = context;
+    (void)scratch;
+    write_tokens(write, item * write->tokens_per_item, (item + 1) * write->tokens_per_item);
 }
 
 /* keys, values: of the new tokens, any strides but the last. cells: row * columns + column of each. */
@@ -50,5 +45,5 @@ int millrace_write(void *grid_keys, void *grid_values, int64_t num_heads, int64_
     int64_t token_bytes = num_heads * (key_dim + value_dim) * size_of((int)dtype);
     write.tokens_per_item = BYTES_PER_ITEM / token_bytes + 1;
     int64_t num_items = (num_tokens + write.tokens_per_item - 1) / write.tokens_per_item;
-    return run_items(write_tokens, &write, num_items, 0, num_threads);
+    return run_stage((struct stage){write_item, &write, num_items, 0}, num_threads);
 }

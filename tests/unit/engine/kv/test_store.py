@@ -86,11 +86,11 @@ def test_a_grid_that_gets_no_memory_for_its_values_has_no_keys_either(monkeypatc
     # Given a system that refuses the second allocation, once
     calls = []
 
-    def refusing(file: int, length: int) -> mmap.mmap:
+    def refusing(file: int, length: int, **how: int) -> mmap.mmap:
         calls.append(length)
         if len(calls) == 2:
             raise OSError(12, "Cannot allocate memory")
-        return allocate(file, length)
+        return allocate(file, length, **how)
 
     allocate = mmap.mmap
     monkeypatch.setattr("engine.kv.grid.mmap.mmap", refusing)
