@@ -65,28 +65,32 @@ static int64_t first_strip(const struct attention *attention, const struct tile 
     return attention->window && tile->start + 1 > attention->window ? tile->start + 1 - attention->window : 0;
 }
 
-/* Has memory send the next strip while this one is worked on: the lines of one head lie too far apart for the processor
-   to foresee them. */
-INLINE void fetch_ahead(const char *lines, int64_t distance, int64_t count, int64_t bytes) {
-    for (int64_t index = 0; index < count; index++)
-        for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(lines + index * distance + byte, 0, 2);
+/* Where the columns of a tile's strip lie, under one KV head. */
+INLINE void look_ahead(const struct attention *attention, const struct tile *tile, int64_t head, int64_t strip,
+                       struct ahead *keys, struct ahead *values, int64_t size) {
+    const struct grid *grid = &attention->grid;
+    int64_t end = tile->start + tile->num_tokens, cell = tile->row * grid->num_columns + strip;
+    keys->distance = grid->num_heads * grid->key_dim * size;
+    values->distance = grid->num_heads * grid->value_dim * size;
+    keys->lines = grid->keys + cell * keys->distance + head * grid->key_dim * size;
+    values->lines = grid->values + cell * values->distance + head * grid->value_dim * size;
+    keys->count = values->count = end - strip < STRIP ? end - strip : STRIP;
 }
 
 INLINE void take_strip(const struct attention *attention, struct work *work, const struct tile *tile, int64_t head,
-                       int64_t strip, int64_t end, const int dtype) {
+                       int64_t strip, int64_t end, const struct ahead *keys_ahead, const struct ahead *values_ahead,
+                       const int dtype) {
     const struct grid *grid = &attention->grid;
-    int64_t count = end - strip < STRIP ? end - strip : STRIP, ahead = end - strip - count;
+    const struct ahead nothing = {0};
+    int64_t count = end - strip < STRIP ? end - strip : STRIP;
     int64_t size = size_of(dtype), cell = tile->row * grid->num_columns + strip;
     int64_t key_distance = grid->num_heads * grid->key_dim * size;
     int64_t value_distance = grid->num_heads * grid->value_dim * size;
     const char *keys = grid->keys + cell * key_distance + head * grid->key_dim * size;
     const char *values = grid->values + cell * value_distance + head * grid->value_dim * size;
     int64_t rows = tile->num_tokens * attention->group;
-    ahead = ahead < STRIP ? ahead : STRIP;
-    fetch_ahead(keys + STRIP * key_distance, key_distance, ahead, grid->key_dim * size);
     for (int64_t column = 0; column < count; column += LANES)
         turn_keys(keys + column * key_distance, key_distance, count - column, grid->key_dim, work->keys + column, dtype);
-    fetch_ahead(values + STRIP * value_distance, value_distance, ahead, grid->value_dim * size);
     struct lines lines = {values, grid->num_heads * grid->value_dim, count, dtype};
     if (rows > ROWS || grid->value_dim % LANES) spread_values(&lines, grid->value_dim, work, dtype);
     for (int64_t row = 0; row < rows; row += ROWS) {
@@ -95,13 +99,14 @@ INLINE void take_strip(const struct attention *attention, struct work *work, con
         int64_t first_seen = attention->window ? tile->start + row / attention->group + 1 - attention->window : 0;
         if (last_seen < strip || first_seen >= strip + count) continue;
         float factors[ROWS];
-        score_rows(work, row, block, grid->key_dim, count);
+        score_rows(work, row, block, grid->key_dim, count, keys_ahead, grid->key_dim * size);
         for (int64_t index = 0; index < block; index++) {
             int64_t position = tile->start + (row + index) / attention->group;
             int64_t first = attention->window ? position + 1 - attention->window - strip : 0;
             factors[index] = soften(attention, work, row + index, first, position + 1 - strip, count);
         }
-        sum_rows(work, row, block, factors, &lines);
+        sum_rows(work, row, block, factors, &lines, values_ahead, size);
+        keys_ahead = values_ahead = &nothing;
     }
 }
 
@@ -136,10 +141,18 @@ INLINE void end_tile(const struct attention *attention, struct work *work, const
 INLINE void attend_tile(const struct attention *attention, struct work *work, int64_t item, const int dtype) {
     const struct tile *tile = attention->tiles + item / attention->grid.num_heads;
     int64_t head = item % attention->grid.num_heads;
-    int64_t end = tile->start + tile->num_tokens;
+    int64_t end = tile->start + tile->num_tokens, next = item + attention->num_threads; /* probably this thread's */
     begin_tile(attention, work, tile, head, dtype);
     for (int64_t strip = first_strip(attention, tile); strip < end; strip += STRIP) {
-        take_strip(attention, work, tile, head, strip, end, dtype);
+        struct ahead keys = {0}, values = {0};
+        if (strip + STRIP < end)
+            look_ahead(attention, tile, head, strip + STRIP, &keys, &values, size_of(dtype));
+        else if (next < attention->num_items) {
+            const struct tile *other = attention->tiles + next / attention->grid.num_heads;
+            look_ahead(attention, other, next % attention->grid.num_heads, first_strip(attention, other), &keys, &values,
+                       size_of(dtype));
+        }
+        take_strip(attention, work, tile, head, strip, end, &keys, &values, dtype);
     }
     end_tile(attention, work, tile, head, dtype);
 }
@@ -154,10 +167,12 @@ static void attend_item(void *context, int64_t item, void *scratch) {
         attend_tile(attention, &work, item, BFLOAT16);
 }
 
-struct stage attention_stage(struct attention *attention, int64_t num_tiles) {
+struct stage attention_stage(struct attention *attention, int64_t num_tiles, int64_t num_threads) {
     struct work work;
+    attention->num_items = num_tiles * attention->grid.num_heads;
+    attention->num_threads = num_threads;
     int64_t scratch_bytes = floats_of(attention, &work, 0) * (int64_t)sizeof(float);
-    return (struct stage){attend_item, attention, num_tiles * attention->grid.num_heads, scratch_bytes};
+    return (struct stage){attend_item, attention, attention->num_items, scratch_bytes};
 }
 
 /* window: columns that a token sees, itself included; 0 for all. softcap: 0 for none.
@@ -169,6 +184,6 @@ int millrace_attend(void *grid_keys, void *grid_values, int64_t num_columns, int
     struct grid grid = {grid_keys, grid_values, num_columns, num_kv_heads, key_dim, value_dim, (int)dtype};
     int64_t group = num_heads / num_kv_heads;
     struct attention attention = {grid, queries, out, tiles, query_head_stride, query_token_stride, group, window,
-                                  max_tokens * group, (float)scale, (float)softcap};
-    return run_stage(attention_stage(&attention, num_tiles), num_threads);
+                                  max_tokens * group, 0, 0, (float)scale, (float)softcap};
+    return run_stage(attention_stage(&attention, num_tiles, num_threads), num_threads);
 }

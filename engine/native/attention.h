@@ -20,7 +20,8 @@ struct attention {
     int64_t group;    /* query heads that share a KV head */
     int64_t window;   /* columns that a token sees, itself included; 0 for all */
     int64_t max_rows; /* tokens of the largest tile, times `group` */
+    int64_t num_items, num_threads;
     float scale, softcap; /* no cap where it is 0 */
 };
 
-struct stage attention_stage(struct attention *attention, int64_t num_tiles);
+struct stage attention_stage(struct attention *attention, int64_t num_tiles, int64_t num_threads);

@@ -183,12 +183,13 @@ static struct stage *attending(struct stage *next, struct work_of_layer *work, c
     add_part(&work->projections, &layer->value, places->values);
     work->attention = (struct attention){grid, places->queries, places->attended,
                                          is_last ? step->last_tiles : step->tiles, dim, decoder->num_heads * dim, group,
-                                         layer->window, (is_last ? 1 : step->max_tokens) * group, (float)layer->scale,
-                                         (float)layer->softcap};
+                                         layer->window, (is_last ? 1 : step->max_tokens) * group, 0, 0,
+                                         (float)layer->scale, (float)layer->softcap};
     *next++ = norm_stage(&work->input_norm);
     *next++ = product_stage(&work->projections, num_threads);
     *next++ = heads_stage(&work->heads, decoder, layer, step, places, grid);
-    *next++ = attention_stage(&work->attention, is_last ? step->num_wanted : step->num_tiles);
+    *next++ = attention_stage(&work->attention, is_last ? step->num_wanted : step->num_tiles,
+                              num_threads);
     return next;
 }
 

@@ -96,6 +96,20 @@ INLINE void turn_keys(const char *column, int64_t distance, int64_t count, int64
             keys[done * STRIP + lane] = one_number(columns[lane] + done * size_of(dtype), dtype);
 }
 
+/* Lines that will be wanted next, so that memory sends them while sums are made: `count` columns, `distance` bytes apart.
+   A line per turn of a loop: many at once would stop the processor until memory had sent most of them. */
+struct ahead {
+    const char *lines;
+    int64_t distance, count;
+};
+
+/* The part of a column's line that begins at `byte`, `bytes` long. */
+INLINE void fetch_column(const struct ahead *ahead, int64_t column, int64_t byte, int64_t bytes) {
+    if (column >= ahead->count) return;
+    const char *line = ahead->lines + column * ahead->distance + byte;
+    for (int64_t done = 0; done < bytes; done += 64) __builtin_prefetch(line + done, 0, 2);
+}
+
 /* Values of a strip: a line per column, `distance` numbers apart. */
 struct lines {
     const void *base;
@@ -115,18 +129,22 @@ INLINE void spread_values(struct lines *values, int64_t dim, const struct work *
 }
 
 /* scores[row][column] = queries[row] . keys[column], for constant `rows` and `vectors` of columns. */
-INLINE void score_block(const float *queries, int64_t dim, const float *keys, float *scores, const int rows,
-                        const int vectors) {
+INLINE void score_block(const float *queries, int64_t dim, const float *keys, float *scores, const struct ahead *ahead,
+                        int64_t key_bytes, const int rows, const int vectors) {
+    int64_t step = dim < STRIP ? 1 : dim / STRIP;
     vfloat sums[ROWS][VECTORS];
     for (int row = 0; row < rows; row++)
         for (int vector = 0; vector < vectors; vector++) sums[row][vector] = (vfloat){0};
-    for (int64_t index = 0; index < dim; index++) {
-        vfloat columns[VECTORS];
-        for (int vector = 0; vector < vectors; vector++)
-            columns[vector] = *(const vfloat *)(keys + index * STRIP + vector * LANES);
-        for (int row = 0; row < rows; row++)
+    for (int64_t column = 0, index = 0; index < dim; column++) {
+        fetch_column(ahead, column, 0, key_bytes);
+        for (int64_t end = index + step < dim ? index + step : dim; index < end; index++) {
+            vfloat columns[VECTORS];
             for (int vector = 0; vector < vectors; vector++)
-                sums[row][vector] += columns[vector] * queries[row * dim + index];
+                columns[vector] = *(const vfloat *)(keys + index * STRIP + vector * LANES);
+            for (int row = 0; row < rows; row++)
+                for (int vector = 0; vector < vectors; vector++)
+                    sums[row][vector] += columns[vector] * queries[row * dim + index];
+        }
     }
     for (int row = 0; row < rows; row++)
         for (int vector = 0; vector < vectors; vector++)
@@ -135,12 +153,14 @@ INLINE void score_block(const float *queries, int64_t dim, const float *keys, fl
 
 /* sums[row] = sums[row] * factors[row] + weights[row] . values, for constant `rows` and `vectors` of dimensions. */
 INLINE void sum_block(const float *weights, const float *factors, const struct lines *values, const int dtype,
-                      int64_t dim, float *sums, int64_t width, const int rows, const int vectors) {
+                      int64_t dim, float *sums, int64_t width, const struct ahead *ahead, int64_t value_size,
+                      const int rows, const int vectors) {
     vfloat registers[ROWS][OUTPUTS];
     for (int row = 0; row < rows; row++)
         for (int vector = 0; vector < vectors; vector++)
             registers[row][vector] = *(vfloat *)(sums + row * width + vector * LANES) * factors[row];
     for (int64_t index = 0; index < values->count; index++) {
+        fetch_column(ahead, index, dim * value_size, vectors * LANES * value_size);
         vfloat line[OUTPUTS];
         for (int vector = 0; vector < vectors; vector++)
             line[vector] = load(values->base, index * values->distance + dim + vector * LANES, dtype);
@@ -163,32 +183,33 @@ INLINE void sum_block(const float *weights, const float *factors, const struct l
         default: CALL(6); break;   \
     }
 
-static void score_rows(const struct work *work, int64_t row, int64_t rows, int64_t dim, int64_t count) {
+static void score_rows(const struct work *work, int64_t row, int64_t rows, int64_t dim, int64_t count,
+                       const struct ahead *ahead, int64_t key_bytes) {
     const float *queries = work->queries + row * dim;
     float *scores = work->scores + row * STRIP;
     if (count > LANES) {
-#define SCORE(number) score_block(queries, dim, work->keys, scores, number, VECTORS)
+#define SCORE(number) score_block(queries, dim, work->keys, scores, ahead, key_bytes, number, VECTORS)
         EACH_ROW_COUNT(rows, SCORE)
 #undef SCORE
     } else {
-#define SCORE(number) score_block(queries, dim, work->keys, scores, number, 1)
+#define SCORE(number) score_block(queries, dim, work->keys, scores, ahead, key_bytes, number, 1)
         EACH_ROW_COUNT(rows, SCORE)
 #undef SCORE
     }
 }
 
 INLINE void sum_rows_of(const struct work *work, int64_t row, int64_t rows, const float *factors,
-                        const struct lines *values, const int dtype) {
+                        const struct lines *values, const struct ahead *ahead, int64_t value_size, const int dtype) {
     const float *weights = work->scores + row * STRIP;
     for (int64_t dim = 0; dim < work->width;) {
         float *sums = work->sums + row * work->width + dim;
         if (work->width - dim >= OUTPUTS * LANES) {
-#define SUM(number) sum_block(weights, factors, values, dtype, dim, sums, work->width, number, OUTPUTS)
+#define SUM(number) sum_block(weights, factors, values, dtype, dim, sums, work->width, ahead, value_size, number, OUTPUTS)
             EACH_ROW_COUNT(rows, SUM)
 #undef SUM
             dim += OUTPUTS * LANES;
         } else {
-#define SUM(number) sum_block(weights, factors, values, dtype, dim, sums, work->width, number, 1)
+#define SUM(number) sum_block(weights, factors, values, dtype, dim, sums, work->width, ahead, value_size, number, 1)
             EACH_ROW_COUNT(rows, SUM)
 #undef SUM
             dim += LANES;
@@ -197,9 +218,9 @@ INLINE void sum_rows_of(const struct work *work, int64_t row, int64_t rows, cons
 }
 
 static void sum_rows(const struct work *work, int64_t row, int64_t rows, const float *factors,
-                     const struct lines *values) {
+                     const struct lines *values, const struct ahead *ahead, int64_t value_size) {
     if (values->dtype == FLOAT32)
-        sum_rows_of(work, row, rows, factors, values, FLOAT32);
+        sum_rows_of(work, row, rows, factors, values, ahead, value_size, FLOAT32);
     else
-        sum_rows_of(work, row, rows, factors, values, BFLOAT16);
+        sum_rows_of(work, row, rows, factors, values, ahead, value_size, BFLOAT16);
 }
