@@ -3,14 +3,17 @@
 A step is as long for those who decode in it as it is for the prompts in it. What a prompt token and a step of decoding
 alone take is measured by the engine itself, step by step, and follows the model, the device and the lengths.
 
-Where somebody decodes who waits for the answer (`ONLINE_PRIORITY`), prompts may make a step `ONLINE_GROWTH` times as
-long as decoding alone. Where only bulk work decodes, nobody watches its tokens come, and larger steps are better used:
-they may take `BULK_STEP_SECONDS`, which is what an online request that arrives in the middle has to wait for, or
-`BULK_GROWTH` times decoding alone, whichever is more. Where nobody decodes, a step may take `ALONE_STEP_SECONDS`, for a
-slow machine must not look stuck. Until something was measured, pieces are small.
+A paced step takes prompts along that make it `PACED_GROWTH` times as long as decoding alone. Every step is paced in which
+somebody decodes who waits for the answer. Where only bulk work decodes, steps are paced as long as few places wait for
+their prompts beside those that decode (`is_paced`): no step holds anybody up then, least of all an online request that
+arrives in the middle of it, and at most that share of the places stands idle. Where more wait, or somebody waits for an
+answer that is yet to begin, that is worth more than an even pace that nobody watches: steps may take
+`BULK_STEP_SECONDS`, or `BULK_GROWTH` times decoding alone, whichever is more. Where nobody decodes, a step may take
+`ALONE_STEP_SECONDS`, for a slow machine must not look stuck. Until something was measured, pieces are small.
 """
 
-ONLINE_GROWTH = 1.7  # promised is 2; steps vary
+PACED_GROWTH = 1.7  # promised is 2; steps vary
+PACED_SHARE = 8  # that many must decode for each that waits for its prompt
 BULK_GROWTH = 4.0
 BULK_STEP_SECONDS = 1.0
 ALONE_STEP_SECONDS = 5.0
@@ -19,6 +22,12 @@ LEAST_TOKENS = 8
 
 _WEIGHT = 0.3  # of the newest measurement against all before it
 _OUTLIER = 4.0  # what is this many times the estimate counts as so much: the machine was busy elsewhere
+
+
+def is_paced(num_decode: int, num_pending: int, *, is_read: bool, is_awaited: bool) -> bool:
+    """num_pending: sequences that have a place, or could have one now, and wait for their prompts.
+    is_read: whether somebody waits for an answer that is being decoded. is_awaited: for one that is yet to begin."""
+    return is_read or (not is_awaited and num_pending * PACED_SHARE <= num_decode)
 
 
 class PrefillBudget:
@@ -45,14 +54,13 @@ class PrefillBudget:
             self._prefill_seconds = (1 - _WEIGHT) * self._prefill_seconds + more
             self._prefill_tokens = (1 - _WEIGHT) * self._prefill_tokens + num_prefill_tokens
 
-    def num_tokens(self, num_decode: int, *, is_online: bool) -> int:
-        """is_online: whether one of them waits for its answer."""
+    def num_tokens(self, num_decode: int, *, is_paced: bool) -> int:
         decode = self._decode_estimate(num_decode)
         if not self._token_seconds:
             return min(self.most, UNMEASURED_TOKENS)
         if num_decode == 0 or not decode:
             return max(self._least, min(self.most, int(ALONE_STEP_SECONDS / self._token_seconds)))
-        allowed = ONLINE_GROWTH * decode if is_online else max(BULK_GROWTH * decode, BULK_STEP_SECONDS)
+        allowed = PACED_GROWTH * decode if is_paced else max(BULK_GROWTH * decode, BULK_STEP_SECONDS)
         return max(self._least, min(self.most, int((allowed - decode) / self._token_seconds)))
 
     @property

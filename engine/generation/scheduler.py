@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from core.protocol import ONLINE_PRIORITY
-from engine.generation.prefill_budget import PrefillBudget
+from engine.generation.prefill_budget import PrefillBudget, is_paced
 from engine.generation.sequence import Sequence
 from engine.kv.pool import KvPool, RowOrders
 
@@ -115,8 +115,15 @@ class Scheduler:
 
     def _prefill_room(self) -> int:
         decoding = [sequence for sequence in self._running if sequence.is_decoding]
-        is_online = any(sequence.priority >= ONLINE_PRIORITY for sequence in decoding)
-        return self._budget.num_tokens(len(decoding), is_online=is_online)
+        pending = [sequence for sequence in self._running if not sequence.is_decoding]
+        pending += self._waiting[: self._pool.num_slots - self.num_running or 1]  # the first may take another's place
+        paced = is_paced(
+            len(decoding),
+            len(pending),
+            is_read=any(sequence.priority >= ONLINE_PRIORITY for sequence in decoding),
+            is_awaited=any(sequence.priority >= ONLINE_PRIORITY for sequence in pending),
+        )
+        return self._budget.num_tokens(len(decoding), is_paced=paced)
 
     def _admit(self, room: int) -> None:
         num_passed = 0

@@ -12,6 +12,7 @@ from engine.generation.prefill_budget import (
     LEAST_TOKENS,
     UNMEASURED_TOKENS,
     PrefillBudget,
+    is_paced,
 )
 
 MOST = 512
@@ -34,9 +35,9 @@ class Device:
         self.budget.observe(num_decode, num_prefill_tokens, seconds)
         return seconds
 
-    def beside(self, num_decode: int, *, is_online: bool = True) -> float:
+    def beside(self, num_decode: int, *, is_paced: bool = True) -> float:
         """A step that takes as many prompt tokens as it may."""
-        return self.run(num_decode, self.budget.num_tokens(num_decode, is_online=is_online))
+        return self.run(num_decode, self.budget.num_tokens(num_decode, is_paced=is_paced))
 
     def warm_up(self, num_decode: int = 8) -> None:
         self.run(0, 200)
@@ -47,7 +48,7 @@ class Device:
 def test_without_anybody_who_decodes_the_whole_budget_is_free() -> None:
     device = Device()
     device.warm_up()
-    assert device.budget.num_tokens(0, is_online=False) == MOST
+    assert device.budget.num_tokens(0, is_paced=False) == MOST
 
 
 def test_a_device_that_is_very_slow_gets_steps_that_nobody_takes_for_stuck() -> None:
@@ -55,10 +56,10 @@ def test_a_device_that_is_very_slow_gets_steps_that_nobody_takes_for_stuck() -> 
     device = Device(token=1.0)
 
     # When it processes prompts alone, ever as many tokens as it may
-    taken = [device.budget.num_tokens(0, is_online=False)]
+    taken = [device.budget.num_tokens(0, is_paced=False)]
     for _ in range(8):
         device.beside(0)
-        taken.append(device.budget.num_tokens(0, is_online=False))
+        taken.append(device.budget.num_tokens(0, is_paced=False))
 
     # Then the first piece is small and those that follow take seconds
     assert taken[0] == UNMEASURED_TOKENS
@@ -67,14 +68,14 @@ def test_a_device_that_is_very_slow_gets_steps_that_nobody_takes_for_stuck() -> 
 
 @pytest.mark.parametrize("num_decode", [0, 3])
 def test_before_anything_was_measured_pieces_are_small(num_decode: int) -> None:
-    assert PrefillBudget(MOST).num_tokens(num_decode, is_online=True) == UNMEASURED_TOKENS
-    assert PrefillBudget(100).num_tokens(num_decode, is_online=True) == 100
+    assert PrefillBudget(MOST).num_tokens(num_decode, is_paced=True) == UNMEASURED_TOKENS
+    assert PrefillBudget(100).num_tokens(num_decode, is_paced=True) == 100
 
 
 @given(
     st.floats(0.001, 0.1), st.floats(0.00001, 0.002), st.floats(0.000001, 0.00005), st.integers(1, 64), st.booleans()
 )
-def test_an_online_answer_slows_down_to_no_less_than_half(
+def test_an_answer_that_keeps_its_pace_slows_down_to_no_less_than_half(
     base: float, row: float, token: float, num_decode: int, is_first: bool
 ) -> None:
     # Given any device, and a long prompt beside sequences that decode, after a short prompt or a long one
@@ -91,6 +92,24 @@ def test_an_online_answer_slows_down_to_no_less_than_half(
     assert max(lengths) <= max(2 * alone, device.seconds(num_decode, LEAST_TOKENS)) + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("num_decode", "num_pending", "is_read", "is_awaited", "expected"),
+    [
+        (16, 2, False, False, True),
+        (16, 3, False, False, False),
+        (7, 1, False, False, False),
+        (64, 8, False, False, True),
+        (64, 1, False, True, False),
+        (64, 1, True, True, True),
+        (1, 60, True, False, True),
+    ],
+)
+def test_bulk_work_keeps_its_pace_while_few_places_and_nobody_else_wait_for_their_prompts(
+    num_decode: int, num_pending: int, is_read: bool, is_awaited: bool, expected: bool
+) -> None:
+    assert is_paced(num_decode, num_pending, is_read=is_read, is_awaited=is_awaited) is expected
+
+
 def test_what_may_be_used_is_used() -> None:
     device = Device()
     device.warm_up(num_decode=8)
@@ -99,13 +118,13 @@ def test_what_may_be_used_is_used() -> None:
 
 
 @pytest.mark.parametrize("token", [0.0005, 0.005, 0.05])
-def test_beside_bulk_work_a_step_is_longer_but_bounded(token: float) -> None:
+def test_a_step_that_keeps_no_pace_is_longer_but_bounded(token: float) -> None:
     # Given bulk sequences that decode
     device = Device(token=token)
     device.warm_up()
     # When a long prompt comes
-    lengths = [device.beside(8, is_online=False) for _ in range(20)]
-    # Then its pieces are larger than beside an online answer, and an arrival waits for a second or so
+    lengths = [device.beside(8, is_paced=False) for _ in range(20)]
+    # Then its pieces are larger than at an even pace, and an arrival waits for a second or so
     alone = device.seconds(8, 0)
     assert max(lengths) <= max(BULK_STEP_SECONDS, BULK_GROWTH * alone, device.seconds(8, LEAST_TOKENS)) * 1.01
     assert lengths[-1] > 2 * alone
@@ -114,8 +133,8 @@ def test_beside_bulk_work_a_step_is_longer_but_bounded(token: float) -> None:
 def test_prompts_always_move_on() -> None:
     device = Device(base=0.0001, row=0.0, token=10.0)
     device.warm_up()
-    assert device.budget.num_tokens(8, is_online=True) == LEAST_TOKENS
-    assert PrefillBudget(4).num_tokens(8, is_online=True) == 4
+    assert device.budget.num_tokens(8, is_paced=True) == LEAST_TOKENS
+    assert PrefillBudget(4).num_tokens(8, is_paced=True) == 4
 
 
 def test_one_step_in_which_the_machine_was_busy_elsewhere_changes_little() -> None:
@@ -127,7 +146,7 @@ def test_one_step_in_which_the_machine_was_busy_elsewhere_changes_little() -> No
     device.budget.observe(8, 50, 100 * before)
     device.budget.observe(8, 0, 100 * before)
     # Then the next prompts still move, and soon as before
-    assert device.budget.num_tokens(8, is_online=True) >= LEAST_TOKENS
+    assert device.budget.num_tokens(8, is_paced=True) >= LEAST_TOKENS
     for _ in range(20):
         device.run(8, 0)
         device.run(8, 50)

@@ -244,6 +244,24 @@ def test_the_measured_length_of_steps_bounds_the_pieces_beside_an_online_answer(
     assert 60 <= step.num_prefill_tokens < 100
 
 
+@pytest.mark.parametrize(("num_prompts", "is_held_up"), [(1, False), (2, True)])
+def test_bulk_work_is_held_up_by_prompts_only_where_many_places_wait(num_prompts: int, is_held_up: bool) -> None:
+    # Given eight bulk sequences that decode at 0.1 s a step, beside which a prompt token takes 0.001 s
+    scene = world(num_slots=12, prefill_tokens=512, budget_tokens=32 * CONTEXT)
+    for order in range(8):
+        scene.add(order, Plan(20, 90, family=order))
+    for _ in range(4):
+        step = scene.step()
+        scene.scheduler.observe(step, 0.1 * (step.num_decode > 0) + 0.001 * step.num_prefill_tokens)
+    # When one long prompt comes, or more
+    for order in range(num_prompts):
+        scene.add(8 + order, Plan(500, 5, family=8 + order))
+    step = scene.step()
+    # Then one in nine places may wait for its prompt, and more may not
+    assert step.num_decode == 8
+    assert (step.num_prefill_tokens > 100) is is_held_up
+
+
 def test_nobody_takes_a_slot_before_there_is_prefill_budget_for_it() -> None:
     # Given a prompt that uses the budget of two steps, and another behind it
     scene = world(prefill_tokens=16)
