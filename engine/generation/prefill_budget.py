@@ -4,12 +4,12 @@ A step is as long for those who decode in it as it is for the prompts in it. Wha
 alone take is measured by the engine itself, step by step, and follows the model, the device and the lengths.
 
 A paced step takes prompts along that make it `PACED_GROWTH` times as long as decoding alone. Every step is paced in
-which somebody decodes who waits for the answer. Where only bulk work decodes, steps are paced as long as few places wait
-for their prompts beside those that decode (`is_paced`): no step holds anybody up then, least of all an online request that
-arrives in the middle of it, and at most that share of the places stands idle. Where more wait, or somebody waits for an
-answer that is yet to begin, that is worth more than an even pace that nobody watches: steps may take
-`BULK_STEP_SECONDS`, or `BULK_GROWTH` times decoding alone, whichever is more. Where nobody decodes, a step may take
-`ALONE_STEP_SECONDS`, for a slow machine must not look stuck. Until something was measured, pieces are small.
+which somebody decodes who waits for the answer. Where only bulk work decodes, steps are paced as long as few places
+wait for their prompts beside those that decode (`is_paced`): no step holds anybody up then, least of all an online
+request that arrives in the middle of it, and at most that share of the places stands idle. Where more wait, or
+somebody waits for an answer that is yet to begin, that is worth more than an even pace that nobody watches: steps may
+take `BULK_STEP_SECONDS`, or `BULK_GROWTH` times decoding alone, whichever is more. Where nobody decodes, a step may
+take `ALONE_STEP_SECONDS`, for a slow machine must not look stuck. Until something was measured, pieces are small.
 """
 
 PACED_GROWTH = 1.7  # promised is 2; steps vary
