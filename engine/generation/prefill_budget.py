@@ -5,8 +5,8 @@ alone take is measured by the engine itself, step by step, and follows the model
 
 A paced step takes prompts along that make it `PACED_GROWTH` times as long as decoding alone. Every step is paced in
 which somebody decodes who waits for the answer. Where only bulk work decodes, steps are paced as long as few places
-wait for their prompts beside those that decode (`is_paced`): no step holds anybody up then, least of all an online
-request that arrives in the middle of it, and at most that share of the places stands idle. Where more wait, or
+wait for their prompts beside those that decode (`is_bulk_paced`): no step holds anybody up then, least of all an
+online request that arrives in the middle of it, and at most that share of the places stands idle. Where more wait, or
 somebody waits for an answer that is yet to begin, that is worth more than an even pace that nobody watches: steps may
 take `BULK_STEP_SECONDS`, or `BULK_GROWTH` times decoding alone, whichever is more. Where nobody decodes, a step may
 take `ALONE_STEP_SECONDS`, for a slow machine must not look stuck. Until something was measured, pieces are small.
@@ -24,10 +24,13 @@ _WEIGHT = 0.3  # of the newest measurement against all before it
 _OUTLIER = 4.0  # what is this many times the estimate counts as so much: the machine was busy elsewhere
 
 
-def is_paced(num_decode: int, num_pending: int, *, is_read: bool, is_awaited: bool) -> bool:
-    """num_pending: sequences that have a place, or could have one now, and wait for their prompts.
-    is_read: whether somebody waits for an answer that is being decoded. is_awaited: for one that is yet to begin."""
-    return is_read or (not is_awaited and num_pending * PACED_SHARE <= num_decode)
+def is_bulk_paced(num_decode: int, num_pending: int, *, is_awaited: bool) -> bool:
+    """Whether a step is paced in which nobody decodes who waits for the answer.
+
+    num_pending: sequences that have a place, or could have one as far as places go, and wait for their prompts.
+    is_awaited: whether somebody waits for the answer of one of these.
+    """
+    return not is_awaited and num_pending * PACED_SHARE <= num_decode
 
 
 class PrefillBudget:

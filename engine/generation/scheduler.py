@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from core.protocol import ONLINE_PRIORITY
-from engine.generation.prefill_budget import PrefillBudget, is_paced
+from engine.generation.prefill_budget import PrefillBudget, is_bulk_paced
 from engine.generation.sequence import Sequence
 from engine.kv.pool import KvPool, RowOrders
 
@@ -53,11 +53,13 @@ class Step:
 
 
 class Scheduler:
-    """prefill_tokens: prompt tokens per step at most. is_bulk_held: while it is, no bulk sequence begins; one that gave
-    way waits as well."""
+    """prefill_tokens: prompt tokens per step at most. shares_passes: whether prompts and those who decode go through
+    the model together; where a piece of a prompt costs a pass of its own, bulk prompts get no small ones.
+    is_bulk_held: while it is, no bulk sequence begins; one that gave way waits as well."""
 
-    def __init__(self, pool: KvPool, prefill_tokens: int) -> None:
+    def __init__(self, pool: KvPool, prefill_tokens: int, *, shares_passes: bool = True) -> None:
         self._pool = pool
+        self._shares_passes = shares_passes
         self._budget = PrefillBudget(prefill_tokens)
         self._waiting: list[Sequence] = []  # sorted by rank
         self._running: list[Sequence] = []
@@ -116,13 +118,11 @@ class Scheduler:
     def _prefill_room(self) -> int:
         decoding = [sequence for sequence in self._running if sequence.is_decoding]
         pending = [sequence for sequence in self._running if not sequence.is_decoding]
-        pending += self._waiting[: self._pool.num_slots - self.num_running or 1]  # the first may take another's place
-        paced = is_paced(
-            len(decoding),
-            len(pending),
-            is_read=any(sequence.priority >= ONLINE_PRIORITY for sequence in decoding),
-            is_awaited=any(sequence.priority >= ONLINE_PRIORITY for sequence in pending),
-        )
+        num_first = self._pool.num_slots - self.num_running or 1  # the first may take another's place
+        pending += [sequence for sequence in self._waiting[:num_first] if not self._is_held(sequence)]
+        is_read = any(sequence.priority >= ONLINE_PRIORITY for sequence in decoding)
+        is_awaited = any(sequence.priority >= ONLINE_PRIORITY for sequence in pending)
+        paced = is_read or (self._shares_passes and is_bulk_paced(len(decoding), len(pending), is_awaited=is_awaited))
         return self._budget.num_tokens(len(decoding), is_paced=paced)
 
     def _admit(self, room: int) -> None:

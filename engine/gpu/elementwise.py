@@ -1,7 +1,7 @@
 """What `engine.native` offers on a CPU, for layers on a GPU: RMS norm and rotary embedding, by Triton.
 
-`engine.models.substitution` decides which layers of a model they replace, and proves it. Linear layers stay torch's,
-whose products cannot be bettered here.
+`engine.models.layers.substitution` decides which layers of a model they replace, and proves it. Linear layers stay
+torch's, whose products cannot be bettered here.
 """
 
 import torch

@@ -88,7 +88,8 @@ class KvGrid:
 
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """On a CPU from pages that the system zeroes when they are first touched: a grid that grows would else stop
-    everybody for as long as it takes to write all of it, most of which nobody needs yet."""
+    everybody for as long as it takes to write all of it, most of which nobody needs yet. Private, not shared, which is
+    mmap's default here: pages of shared memory cost twice as much to touch."""
     if like.device.type != "cpu":
         return like.new_zeros(shape)
     num_bytes = math.prod(shape) * like.element_size()

@@ -26,12 +26,12 @@ from engine.generation.scheduler import Piece, Scheduler
 from engine.kv.grid import KvGrid
 from engine.kv.pool import KvPool
 from engine.kv.slots import SMALLEST_WIDTH, SlotPool
-from engine.models.decoder import run_layers_as_one
+from engine.models.layers.decoder import run_layers_as_one
+from engine.models.layers.substitution import use_native_layers
 from engine.models.linear import pack_linears
 from engine.models.memory import kv_budget_bytes
 from engine.models.paging import PagingPlan, page_model
 from engine.models.probe import probe, reference
-from engine.models.substitution import use_native_layers
 from engine.models.support import check_support, context_bound
 from engine.native.allocator import keep_freed_memory
 from engine.native.kernels import begin_loading, load_kernels
@@ -118,7 +118,8 @@ def build_generator(name: str, model: Any, codec: PromptCodec, options: LoadOpti
         weight_bytes=weight_bytes,
     )
     answers = Answers(codec, facts, time.monotonic)
-    return Generator(runner, answers, facts, Scheduler(pool, options.prefill_tokens), pool)
+    scheduler = Scheduler(pool, options.prefill_tokens, shares_passes=not options.has_pages)
+    return Generator(runner, answers, facts, scheduler, pool)
 
 
 def _on_rows(name: str, model: Any, options: LoadOptions, own: list[Tensor]) -> tuple[StepRunner, KvPool]:

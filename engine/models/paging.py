@@ -16,9 +16,9 @@ from torch import Tensor
 from core.errors import ModelFailure
 from engine.gpu.allocator import allocator
 from engine.kv.pages import PagePool
+from engine.models.layers.substitution import use_native_layers
 from engine.models.memory import kv_budget_bytes
 from engine.models.probe import probe
-from engine.models.substitution import use_native_layers
 from engine.native.kernels import Kernels
 from engine.paged import attention
 from engine.paged.attention import ATTENTION_NAME, PagedKernels

@@ -1,4 +1,4 @@
-"""All layers of a decoder in one call of the library. `engine/models/decoder.py` knows which models are of that kind.
+"""All layers of a decoder in one call of the library. Which models are of the kind, `engine.models.layers` knows.
 
 Where the numbers of one stage go to the next is the library's business; here the addresses are laid out as its structs
 (decoder.c) want them. Results are those of the same kernels called one by one.

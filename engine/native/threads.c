@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #if defined(__x86_64__) || defined(__i386__)
 #define PAUSE() __builtin_ia32_pause()
@@ -13,7 +14,9 @@
 #define PAUSE() ((void)0)
 #endif
 
-enum { PAUSES = 4000 }; /* some tens of microseconds: what is left of an item that another thread has begun */
+/* Some tens of microseconds, for what is left of an item that another thread has begun; then as long again for one whose
+   processor was given to somebody else; then its turn is awaited asleep, as a quota of processor time may have run out. */
+enum { PAUSES = 4000, OFFERS = 100, SLEEP_NANOSECONDS = 50000 };
 
 /* GOMP_parallel of libgomp; LLVM's and Intel's OpenMP offer the same. */
 typedef void parallel_call(void (*function)(void *), void *data, unsigned num_threads, unsigned flags);
@@ -45,14 +48,15 @@ static void take_items(const struct stage *stage, struct progress *progress, voi
     if (num_done) atomic_fetch_add_explicit(&progress->done, num_done, memory_order_release);
 }
 
-/* For items, not for threads: whoever comes late, or not at all, holds nobody up. Where the processor was given to
-   somebody else in the middle of an item, it is offered again and again. */
+/* For items, not for threads: whoever comes late, or not at all, holds nobody up. */
 static void wait_for(const struct stage *stage, struct progress *progress) {
     for (int64_t turn = 0; atomic_load_explicit(&progress->done, memory_order_acquire) < stage->num_items; turn++)
         if (turn < PAUSES)
             PAUSE();
-        else
+        else if (turn < PAUSES + OFFERS)
             sched_yield();
+        else
+            nanosleep(&(struct timespec){0, SLEEP_NANOSECONDS}, 0);
 }
 
 static void take_stages(void *data) {

@@ -16,11 +16,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from core.errors import ModelFailure
 from engine.gpu import elementwise
 from engine.gpu.elementwise import GpuElementwise
+from engine.models.layers.substitution import use_native_layers
 from engine.models.probe import difference, far_logits, own_logits
-from engine.models.substitution import use_native_layers
 from engine.native.kernels import Kernels
 from tests.engine_models import tiny_model
-from tests.unit.engine.models.interleaved import INTERLEAVED, interleaved_model
+from tests.unit.engine.models.layers.interleaved import INTERLEAVED, interleaved_model
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 DTYPES = st.sampled_from(list(TOLERANCE))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+SUBJECTS = ("attention", "elementwise", "products", "decoder")
 SECONDS = 240
 
 is_x86 = platform.machine() in ("x86_64", "AMD64")
@@ -22,7 +23,7 @@ is_x86 = platform.machine() in ("x86_64", "AMD64")
 def test_the_kernels_are_right_with_less(flags: str) -> None:
     # Given a compiler that leaves instructions out
     environment = {**os.environ, "CC": f"cc {flags}", "OMP_NUM_THREADS": "1"}
-    tests = [str(HERE / f"test_{subject}.py") for subject in ("attention", "elementwise")]
+    tests = [str(HERE / f"test_{subject}.py") for subject in SUBJECTS]
     # When the tests of the kernels run on what it makes
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.models.agreement import Findings, disagreement
+from engine.models.layers.agreement import Findings, disagreement
 from engine.native.kernels import Kernels
 
 _NAME = "apply_rotary_pos_emb"
 _PARAMETERS = ["q", "k", "cos", "sin"]
 _KIND = "rotations"
+_MARK = "rotates_natively"
 _RENAMING_MODULE = "transformers.utils.deprecation"
 _POSITIONS = (0, 1, 2, 63, 511, 4095)  # of the comparison
 _DIM = 16
@@ -45,13 +46,17 @@ def rotate_natively(name: str, model: Any, kernels: Kernels, findings: Findings)
         findings.replaced[_KIND] += len(untouched)
 
 
+def rotates_natively(module: nn.Module) -> bool:
+    return getattr(module.__dict__.get("forward"), _MARK, False)
+
+
 def _count(findings: Findings, reason: str, number: int) -> None:
     if number:
         findings.refused[_KIND, reason] += number
 
 
 def _refusal(name: str, model: Any, kind: type[nn.Module], kernels: Kernels) -> str | None:
-    forward = _own_forward(kind)
+    forward = own_forward(kind)
     if not isinstance(forward, types.FunctionType) or forward.__closure__ or _NAME not in forward.__code__.co_names:
         return "its forward is wrapped in another function"
     rotate = forward.__globals__.get(_NAME)
@@ -65,7 +70,7 @@ def _refusal(name: str, model: Any, kind: type[nn.Module], kernels: Kernels) -> 
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def _own_forward(kind: type[nn.Module]) -> Any:
+def own_forward(kind: type[nn.Module]) -> Any:
     """The class's own, without what transformers wraps around it to take arguments by their former names: its models
     call each other by the present ones."""
     forward: Any = kind.forward
@@ -76,11 +81,12 @@ def _own_forward(kind: type[nn.Module]) -> Any:
 
 def _native_forward(kind: type[nn.Module], kernels: Kernels) -> types.FunctionType:
     """A copy of the class's `forward` that rotates by the kernel."""
-    forward = _own_forward(kind)
+    forward = own_forward(kind)
     assert isinstance(forward, types.FunctionType)
     names = {**forward.__globals__, _NAME: _native_rotate(forward.__globals__[_NAME], kernels)}
     copy = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__)
     copy.__kwdefaults__ = forward.__kwdefaults__
+    setattr(copy, _MARK, True)
     return copy
 
 

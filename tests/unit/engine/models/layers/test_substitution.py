@@ -11,16 +11,16 @@ from transformers import GlmConfig, GlmForCausalLM, Qwen2Config, Qwen2ForCausalL
 from transformers.models.llama import modeling_llama
 
 from core.errors import ModelFailure
-from engine.models import substitution
-from engine.models.native_layers import (
+from engine.models.layers import substitution
+from engine.models.layers.native_layers import (
     NativeGatedMlp,
     NativeLinear,
     NativeRmsNorm,
     SharedRows,
     SharingLinear,
 )
+from engine.models.layers.substitution import use_native_layers
 from engine.models.probe import difference, own_logits
-from engine.models.substitution import use_native_layers
 from engine.native.kernels import Kernels, load_kernels
 from engine.native.products import Activation
 from tests.engine_harness import Harness

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import ModelFailure
-from engine.models.agreement import WAY_OUT, Findings, disagreement
-from engine.models.native_layers import NativeGatedMlp, NativeLinear, NativeRmsNorm, SharedRows, SharingLinear
+from engine.models.layers.agreement import WAY_OUT, Findings, disagreement
+from engine.models.layers.native_layers import NativeGatedMlp, NativeLinear, NativeRmsNorm, SharedRows, SharingLinear
+from engine.models.layers.rotation import rotate_natively
 from engine.models.probe import difference, difference_limit, far_logits, own_logits
-from engine.models.rotation import rotate_natively
 from engine.native.kernels import Kernels
 from engine.native.products import MOST_AT_ONCE, Activation, Products
 

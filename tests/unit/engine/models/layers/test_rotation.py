@@ -9,13 +9,13 @@ from transformers.models.llama.modeling_llama import rotate_half
 
 from core.errors import ModelFailure
 from core.protocol import Sampling
-from engine.models.agreement import Findings
+from engine.models.layers.agreement import Findings
+from engine.models.layers.rotation import rotate_natively
 from engine.models.probe import far_logits
-from engine.models.rotation import rotate_natively
 from engine.native.kernels import Kernels
 from tests.engine_harness import Harness, own_answer, random_prompt
 from tests.engine_models import END_ID, tiny_model
-from tests.unit.engine.models.interleaved import INTERLEAVED, interleaved_model
+from tests.unit.engine.models.layers.interleaved import INTERLEAVED, interleaved_model
 
 
 class ChoosyKernels:

@@ -2,29 +2,25 @@
 
 That is Llama's: a norm, attention over rotated heads (with norms of their own or without), both added to what came in,
 then a norm and a gated layer, added again. Its layers must have been replaced by native ones already. How attention is
-called is not read from a configuration but heard while the model runs; whether all this is right is not believed but
-compared, logits with logits. A model of another kind, or one that then computes something else, keeps its layers as
-they are, and the log says why.
+called is not read from a configuration but heard while the model runs (`listening`); whether all this is right is not
+believed but compared, logits with logits and K/V with K/V. A model of another kind, or one that then computes something
+else, keeps its layers as they are, and the log says why.
 
 The first layer does the work of all; the others hand on what they get.
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from core.errors import MillraceError, ModelFailure
-from engine.generation import grid_attention
-from engine.generation.attention_arguments import WITHOUT_EFFECT, layer_index
 from engine.generation.packing import Packed
-from engine.generation.scheduler import Piece
-from engine.models.agreement import LIMITS, WAY_OUT
-from engine.models.native_layers import NativeGatedMlp, NativeLinear, NativeRmsNorm, SharingLinear
+from engine.models.layers.agreement import WAY_OUT
+from engine.models.layers.listening import AttentionCall, Forward, Heard, OtherKind, are_fit, listen, take_kv
+from engine.models.layers.native_layers import NativeGatedMlp, NativeLinear, NativeRmsNorm, SharingLinear
 from engine.models.probe import difference, packed_logits
 from engine.native.decoder import Decoder, DecoderLayer, DecoderShape, DecoderStep, NormWeight
 from engine.native.kernels import TILE_TOKENS, Kernels
@@ -32,30 +28,13 @@ from engine.native.products import PackedWeight
 
 logger = logging.getLogger(__name__)
 
-Forward = Callable[[list[Piece]], Tensor]
-"""As the probe takes it."""
-
-_LISTENING = "millrace_listening"
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 
 
-class _OtherKind(Exception):
-    """Why a model keeps its layers."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One layer's call of its attention function. query, key, value: heads and their dimension."""
-
-    layer: int
-    query: tuple[int, int]
-    key: tuple[int, int]
-    value: tuple[int, int]
-    scale: float
-    window: int | None
-    softcap: float | None
+# The same kernels do the same in the same order; only the last layer's attention is cut into other tiles.
+_LIMITS = {torch.float32: 1e-6, torch.bfloat16: 2e-3}
 
 
 @torch.inference_mode()
@@ -66,16 +45,16 @@ def run_layers_as_one(name: str, model: Any, kernels: Kernels, forward: Forward)
     """
     try:
         layers = _layers(model)
-        own, calls, angles = _listen(model, layers, forward)
-        decoder = _decoder(layers, calls, kernels, model.dtype, angles)
+        heard = listen(model, layers, kernels, forward)
+        decoder = _decoder(layers, heard, kernels, model.dtype)
         _take_over(layers, decoder)
         try:
-            _compare(name, model, forward, own)
+            _compare(name, model, forward, heard)
         except BaseException:
             for layer in layers:
                 del layer.forward
             raise
-    except _OtherKind as reason:
+    except OtherKind as reason:
         logger.info("%s: its layers run one by one, somewhat more slowly: %s", name, reason)
         return False
     logger.info("%s: its %d layers run as one", name, len(layers))
@@ -85,74 +64,26 @@ def run_layers_as_one(name: str, model: Any, kernels: Kernels, forward: Forward)
 def _layers(model: Any) -> list[Any]:
     layers = getattr(getattr(model, "base_model", None), "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
-        raise _OtherKind("it keeps no list of layers")
+        raise OtherKind("it keeps no list of layers")
     for layer in layers:
         if {name for name, _ in layer.named_children()} != _LAYER:
-            raise _OtherKind(f"{type(layer).__name__} is more than a norm, attention, a norm and a gated layer")
+            raise OtherKind(f"{type(layer).__name__} is more than a norm, attention, a norm and a gated layer")
         if "forward" in layer.__dict__ or layer._forward_hooks or layer._forward_pre_hooks:
-            raise _OtherKind("somebody changed a layer")
+            raise OtherKind("somebody changed a layer")
     return list(layers)
 
 
-def _listen(model: Any, layers: list[Any], forward: Forward) -> tuple[list[Tensor], list[_Call], int]:
-    """Logits, how each layer calls its attention, and the dimension of the angles that all are given."""
-    calls: list[_Call] = []
-    given: list[dict[str, Any]] = []
-    AttentionInterface.register(_LISTENING, _listening(calls))
-    hooks = [layer.register_forward_pre_hook(_noting(given), with_kwargs=True) for layer in layers]
-    model.set_attn_implementation(_LISTENING)
-    try:
-        own = packed_logits(model, forward)
-    finally:
-        model.set_attn_implementation(grid_attention.ATTENTION_NAME)
-        for hook in hooks:
-            hook.remove()
-    num_layers = len(layers)
-    if [call.layer for call in calls[:num_layers]] != list(range(num_layers)) or len(given) != len(calls):
-        raise _OtherKind("it does not call its layers once each, in order, with their input and names for the rest")
-    first = given[0].get("position_embeddings")
-    for arguments in given[:num_layers]:
-        _check_arguments(arguments, first)
-    assert isinstance(first, tuple)
-    return own, calls[:num_layers], first[0].shape[-1]
-
-
-def _listening(calls: list[_Call]) -> Callable[..., tuple[Tensor, None]]:
-    def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        lines = [(tensor.shape[1], tensor.shape[3]) for tensor in (query, key, value)]
-        scale = kwargs.get("scaling")
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
-        calls.append(_Call(layer_index(module), lines[0], lines[1], lines[2], scale, window, softcap))
-        return grid_attention.packed_attention(module, query, key, value, mask, **kwargs)
-
-    return attend
-
-
-def _noting(given: list[dict[str, Any]]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    def note(module: nn.Module, arguments: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if len(arguments) == 1:
-            given.append(kwargs)
-
-    return note
-
-
-def _check_arguments(arguments: dict[str, Any], angles: Any) -> None:
-    unknown = [key for key in arguments.keys() - WITHOUT_EFFECT - {"packed"} if arguments[key] is not None]
-    if unknown:
-        raise _OtherKind(f"its layers are given {', '.join(sorted(unknown))}")
-    if not isinstance(angles, tuple) or arguments["position_embeddings"] is not angles:
-        raise _OtherKind("its layers do not share the angles of one rotation")
-
-
-def _decoder(layers: list[Any], calls: list[_Call], kernels: Kernels, dtype: torch.dtype, rotary_dim: int) -> Decoder:
-    first = calls[0]
+def _decoder(layers: list[Any], heard: Heard, kernels: Kernels, dtype: torch.dtype) -> Decoder:
+    calls, first = heard.calls, heard.calls[0]
     if any((call.query, call.key, call.value) != (first.query, first.key, first.value) for call in calls):
-        raise _OtherKind("its layers have heads of different shapes")
-    if rotary_dim > first.key[1] or first.query[0] % first.key[0] or first.key[0] != first.value[0]:
-        raise _OtherKind("its heads are not of the kind that the kernels know")
+        raise OtherKind("its layers have heads of different shapes")
+    if (
+        heard.rotary_dim > first.key[1]
+        or first.query[1] != first.key[1]
+        or first.query[0] % first.key[0]
+        or first.key[0] != first.value[0]
+    ):
+        raise OtherKind("its heads are not of the kind that the kernels know")
     parts = [_parts(layer, call) for layer, call in zip(layers, calls, strict=True)]
     activation = layers[0].mlp.activation
     shape = DecoderShape(
@@ -167,17 +98,17 @@ def _decoder(layers: list[Any], calls: list[_Call], kernels: Kernels, dtype: tor
     )
     for layer, part in zip(layers, parts, strict=True):
         if layer.mlp.activation != activation or not _fits(part, shape):
-            raise _OtherKind("its layers differ in shape")
+            raise OtherKind("its layers differ in shape")
     return kernels.decoder(shape, parts)
 
 
-def _parts(layer: Any, call: _Call) -> DecoderLayer:
+def _parts(layer: Any, call: AttentionCall) -> DecoderLayer:
     attention = layer.self_attn
     names = {name for name, _ in attention.named_children()}
     if names - _HEAD_NORMS != _ATTENTION or len(names & _HEAD_NORMS) == 1:
-        raise _OtherKind(f"a {type(attention).__name__} has other parts than four projections and norms of heads")
+        raise OtherKind(f"a {type(attention).__name__} has other parts than four projections and norms of heads")
     if not isinstance(layer.mlp, NativeGatedMlp):
-        raise _OtherKind("its gated layers are not native")
+        raise OtherKind("its gated layers are not native")
     gate, up, down = layer.mlp.weights
     return DecoderLayer(
         input_norm=_norm(layer.input_layernorm),
@@ -199,13 +130,13 @@ def _parts(layer: Any, call: _Call) -> DecoderLayer:
 
 def _norm(module: Any) -> NormWeight:
     if not isinstance(module, NativeRmsNorm):
-        raise _OtherKind("its norms are not native")
+        raise OtherKind("its norms are not native")
     return NormWeight(module.weight.detach().contiguous(), module.epsilon, module.is_offset)
 
 
 def _weight(module: Any) -> PackedWeight:
     if not isinstance(module, NativeLinear | SharingLinear):
-        raise _OtherKind("its linear layers are not native")
+        raise OtherKind("its linear layers are not native")
     return module.packed
 
 
@@ -257,6 +188,8 @@ class _All:
         if packed is None:
             return self._own(hidden, *arguments, **kwargs)
         cosines, sines = kwargs["position_embeddings"]
+        if not are_fit(cosines, sines, hidden.dtype):
+            raise ModelFailure(f"expected angles in {hidden.dtype} as at load time, got others; {WAY_OUT}")
         step = DecoderStep(
             cosines=cosines,
             sines=sines,
@@ -273,15 +206,17 @@ class _All:
         return self._decoder.run_(hidden.clone(memory_format=torch.contiguous_format), step)
 
 
-def _compare(name: str, model: Any, forward: Forward, own: list[Tensor]) -> None:
+def _compare(name: str, model: Any, forward: Forward, heard: Heard) -> None:
+    """Logits, and all K/V: there every layer shows by itself."""
     try:
-        together = packed_logits(model, forward)
+        logits = packed_logits(model, forward)
     except MillraceError:
         raise
     except Exception as error:  # behind a fallback nobody would see that a kernel fails
         raise ModelFailure(
             f"{name}: expected its layers to run as one, got {type(error).__name__}: {error}; {WAY_OUT}"
         ) from error
-    worst = max(difference(*pair) for pair in zip(together, own, strict=True))
-    if not worst <= LIMITS[model.dtype]:  # NaN fails too
-        raise _OtherKind(f"as one they compute something else (relative difference {worst:.2g})")
+    got, expected = [*logits, *take_kv(heard.grid)], [*heard.logits, *heard.kv]
+    worst = max(difference(*pair) for pair in zip(got, expected, strict=True))
+    if not worst <= _LIMITS[model.dtype]:  # NaN fails too
+        raise OtherKind(f"as one they compute something else (relative difference {worst:.2g})")

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 WAY_OUT = "start its engine with --no-native, or set MILLRACE_ENGINE_KERNELS=torch"
 
-LIMITS = {torch.float32: 1e-5, torch.float16: 0.002, torch.bfloat16: 0.01}  # relative; bfloat16 rounds by up to 0.004
+_LIMITS = {torch.float32: 1e-5, torch.float16: 0.002, torch.bfloat16: 0.01}  # relative; bfloat16 rounds by up to 0.004
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ def _difference(got: tuple[Tensor, ...], expected: tuple[Any, ...]) -> str | Non
     if [_form(result) for result in got] != [_form(result) for result in expected]:
         return "it gives results of another form"
     worst = max(difference(*pair) for pair in zip(got, expected, strict=True))
-    if worst <= LIMITS[got[0].dtype]:
+    if worst <= _LIMITS[got[0].dtype]:
         return None
     return f"it computes something else (relative difference {worst:.2g})"  # NaN too
 

@@ -1,0 +1,1 @@
+"""Layers of a model that native ones may replace: one by one, and those of a common decoder all at once."""
