@@ -32,7 +32,6 @@ _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 
-
 # The same kernels do the same in the same order; only the last layer's attention is cut into other tiles.
 _LIMITS = {torch.float32: 1e-6, torch.bfloat16: 2e-3}
 
@@ -188,8 +187,9 @@ class _All:
         if packed is None:
             return self._own(hidden, *arguments, **kwargs)
         cosines, sines = kwargs["position_embeddings"]
-        if not are_fit(cosines, sines, hidden.dtype):
-            raise ModelFailure(f"expected angles in {hidden.dtype} as at load time, got others; {WAY_OUT}")
+        dtype = self._decoder.shape.dtype
+        if hidden.dtype != dtype or not are_fit(cosines, sines, dtype):
+            raise ModelFailure(f"expected embeddings and angles in {dtype} as at load time, got others; {WAY_OUT}")
         step = DecoderStep(
             cosines=cosines,
             sines=sines,
