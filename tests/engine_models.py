@@ -26,7 +26,7 @@ from transformers import (
 VOCABULARY = 320
 END_ID = 1
 
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
     "intermediate_size": 96,
@@ -41,13 +41,13 @@ _SHAPE: dict[str, Any] = {
     "pad_token_id": None,
 }
 CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**_SHAPE),
-    "qwen3": lambda: Qwen3Config(**_SHAPE, head_dim=16),
-    "mistral": lambda: MistralConfig(**_SHAPE, head_dim=16, sliding_window=11),
-    "gemma2": lambda: Gemma2Config(**_SHAPE, head_dim=16, sliding_window=11, attn_logit_softcapping=20.0),
-    "gemma3": lambda: Gemma3TextConfig(**_SHAPE, head_dim=16, sliding_window=11, query_pre_attn_scalar=16),
+    "llama": lambda: LlamaConfig(**SHAPE),
+    "qwen3": lambda: Qwen3Config(**SHAPE, head_dim=16),
+    "mistral": lambda: MistralConfig(**SHAPE, head_dim=16, sliding_window=11),
+    "gemma2": lambda: Gemma2Config(**SHAPE, head_dim=16, sliding_window=11, attn_logit_softcapping=20.0),
+    "gemma3": lambda: Gemma3TextConfig(**SHAPE, head_dim=16, sliding_window=11, query_pre_attn_scalar=16),
     "deepseek_v3": lambda: DeepseekV3Config(
-        **{**_SHAPE, "num_key_value_heads": 4}, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+        **{**SHAPE, "num_key_value_heads": 4}, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
         qk_nope_head_dim=8, v_head_dim=12, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
         moe_intermediate_size=32, first_k_dense_replace=1,
     ),

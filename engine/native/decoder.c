@@ -22,14 +22,9 @@ struct norm_weight {
     int64_t is_offset;
 };
 
-struct weight {
-    const void *panels, *bias;
-    int64_t columns;
-};
-
 struct layer {
     struct norm_weight input_norm, query_norm, key_norm, inner_norm;
-    struct weight query, key, value, output, gate, up, down;
+    struct part query, key, value, output, gate, up, down; /* each `out` is filled in for a step */
     int64_t window;
     double scale, softcap;
 };
@@ -141,8 +136,9 @@ static struct product product_of(const struct decoder *decoder, const void *rows
                             .dtype = (int)decoder->dtype, .activation = NO_GATE};
 }
 
-static void add_part(struct product *product, const struct weight *weight, void *out) {
-    product->parts[product->num_parts++] = (struct part){weight->panels, weight->bias, out, weight->columns};
+static void add_part(struct product *product, const struct part *weight, void *out) {
+    product->parts[product->num_parts] = *weight;
+    product->parts[product->num_parts++].out = out;
 }
 
 static struct rotation rotation_of(const struct decoder *decoder, const struct step *step, void *heads,

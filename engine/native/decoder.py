@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from engine.native.library import NativeLibrary
-from engine.native.products import Activation, PackedWeight
+from engine.native.products import DTYPES, Activation, PackedWeight
 
 _NORM = struct.Struct("Qdq")
-_WEIGHT = struct.Struct("QQq")
 _REACH = struct.Struct("qdd")
 _DECODER = struct.Struct("9q")
 _STEP = struct.Struct("9Q7q")
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,7 @@ class DecoderLayer:
         return b"".join(
             [
                 *(_NORM.pack(0, 0.0, 0) if norm is None else norm.packed() for norm in norms),
-                *(_packed_weight(weight) for weight in weights),
+                *(weight.part(0) for weight in weights),
                 _REACH.pack(self.window or 0, self.scale, self.softcap or 0.0),
             ]
         )
@@ -106,7 +104,7 @@ class Decoder:
         self._library = library
         self._packed = b"".join([layer.packed() for layer in layers])
         self._head = _DECODER.pack(
-            len(layers), _DTYPES[shape.dtype], shape.activation, shape.width, shape.num_heads, shape.num_kv_heads,
+            len(layers), DTYPES[shape.dtype], shape.activation, shape.width, shape.num_heads, shape.num_kv_heads,
             shape.key_dim, shape.value_dim, shape.inner,
         )  # fmt: skip
 
@@ -128,8 +126,3 @@ class Decoder:
         if self._library.decode(self._head, self._packed, packed, torch.get_num_threads()):
             raise MemoryError("expected memory for the scratch of the layers' kernels, got none")
         return hidden
-
-
-def _packed_weight(weight: PackedWeight) -> bytes:
-    bias_address = 0 if weight.bias is None else weight.bias.data_ptr()
-    return _WEIGHT.pack(weight.panels.data_ptr(), bias_address, weight.columns)

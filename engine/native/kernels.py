@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.native.compiler import NotCompiled, compiled_library
 from engine.native.decoder import Decoder, DecoderLayer, DecoderShape
 from engine.native.library import NativeLibrary
-from engine.native.products import Activation, Products
+from engine.native.products import DTYPES, Activation, Products
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,6 @@ TILE_TOKENS = 16  # that attend together; more reuse K/V better and spread worse
 
 _loading = threading.Lock()
 _WIDEST_HEAD = 512
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _TORCH_LIBRARIES = ("libtorch_cpu.so", "libtorch_cpu.dylib")
 
 
@@ -51,7 +50,7 @@ class Kernels:
     def can_take(*tensors: Tensor) -> bool:
         """One dtype that the kernels know, on the CPU, elements of the last dimension side by side."""
         dtype = tensors[0].dtype
-        return dtype in _DTYPES and all(
+        return dtype in DTYPES and all(
             tensor.dtype == dtype and tensor.device.type == "cpu" and tensor.stride(-1) == 1 for tensor in tensors
         )
 
@@ -69,7 +68,7 @@ class Kernels:
         out = torch.empty(x.shape, dtype=x.dtype)
         self._library.rms_norm(
             rows.data_ptr(), weight.data_ptr(), out.data_ptr(), rows.shape[0], rows.shape[1], rows.stride(0),
-            epsilon, _DTYPES[x.dtype], is_offset, torch.get_num_threads(),
+            epsilon, DTYPES[x.dtype], is_offset, torch.get_num_threads(),
         )  # fmt: skip
         return out
 
@@ -79,7 +78,7 @@ class Kernels:
         out = torch.empty(gate.shape, dtype=gate.dtype)
         self._library.gated(
             gates.data_ptr(), ups.data_ptr(), out.data_ptr(), gates.shape[0], gates.shape[1], gates.stride(0),
-            ups.stride(0), _DTYPES[gate.dtype], activation, torch.get_num_threads(),
+            ups.stride(0), DTYPES[gate.dtype], activation, torch.get_num_threads(),
         )  # fmt: skip
         return out
 
@@ -91,7 +90,7 @@ class Kernels:
         """
         self._library.rotate(
             heads.data_ptr(), cosines.data_ptr(), sines.data_ptr(), heads.shape[2], heads.shape[1], cosines.shape[-1],
-            heads.stride(2), heads.stride(1), cosines.stride(-2), _DTYPES[heads.dtype], torch.get_num_threads(),
+            heads.stride(2), heads.stride(1), cosines.stride(-2), DTYPES[heads.dtype], torch.get_num_threads(),
         )  # fmt: skip
         return heads
 
@@ -101,7 +100,7 @@ class Kernels:
         cells: (tokens,) int64, row * columns + column. key, value: (1, kv_heads, tokens, …).
         """
         self._library.write(
-            grid[0].data_ptr(), grid[1].data_ptr(), key.shape[1], key.shape[3], value.shape[3], _DTYPES[key.dtype],
+            grid[0].data_ptr(), grid[1].data_ptr(), key.shape[1], key.shape[3], value.shape[3], DTYPES[key.dtype],
             key.data_ptr(), key.stride(1), key.stride(2), value.data_ptr(), value.stride(1), value.stride(2),
             cells.data_ptr(), cells.shape[0], torch.get_num_threads(),
         )  # fmt: skip
@@ -117,7 +116,7 @@ class Kernels:
         out = torch.empty((query.shape[2], query.shape[1], values.shape[3]), dtype=query.dtype)
         failed = self._library.attend(
             keys.data_ptr(), values.data_ptr(), keys.shape[1], keys.shape[2], keys.shape[3], values.shape[3],
-            _DTYPES[query.dtype], query.data_ptr(), query.shape[1], query.stride(1), query.stride(2), out.data_ptr(),
+            DTYPES[query.dtype], query.data_ptr(), query.shape[1], query.stride(1), query.stride(2), out.data_ptr(),
             tiles.data_ptr(), tiles.shape[0], TILE_TOKENS, how.window or 0, how.scale, how.softcap or 0.0,
             torch.get_num_threads(),
         )  # fmt: skip

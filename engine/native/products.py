@@ -16,7 +16,7 @@ from engine.native.library import NativeLibrary
 
 MOST_AT_ONCE = 4  # layers in one call
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # as in vectors.h
 _WIDEST_PANEL = 16
 _PART = struct.Struct("4q")  # `struct part` in products.c
 
@@ -49,7 +49,7 @@ class Products:
 
     def can_pack(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether these kernels multiply by it, and quicker than torch on this processor."""
-        number = _DTYPES.get(weight.dtype)
+        number = DTYPES.get(weight.dtype)
         if number is None or weight.device.type != "cpu" or weight.dim() != 2 or 0 in weight.shape:
             return False
         if weight.dtype == torch.bfloat16 and (self._has_tiles or weight.shape[1] % 2):
@@ -62,7 +62,7 @@ class Products:
         columns, depth = weight.shape
         panels = torch.empty(-(-columns // _WIDEST_PANEL) * _WIDEST_PANEL * depth, dtype=weight.dtype)
         self._library.pack(
-            weight.data_ptr(), panels.data_ptr(), columns, depth, _DTYPES[weight.dtype], torch.get_num_threads()
+            weight.data_ptr(), panels.data_ptr(), columns, depth, DTYPES[weight.dtype], torch.get_num_threads()
         )
         return PackedWeight(panels, None if bias is None else bias.detach().contiguous(), columns, depth)
 
@@ -72,7 +72,7 @@ class Products:
         out = [rows.new_empty((*rows.shape[:-1], weight.columns)) for weight in weights]
         parts = b"".join([weight.part(place.data_ptr()) for weight, place in zip(weights, out, strict=True)])
         self._library.multiply(
-            flat.data_ptr(), flat.shape[0], flat.shape[1], _row_stride(flat), parts, len(out), _DTYPES[rows.dtype],
+            flat.data_ptr(), flat.shape[0], flat.shape[1], _row_stride(flat), parts, len(out), DTYPES[rows.dtype],
             torch.get_num_threads(),
         )  # fmt: skip
         return out
@@ -87,7 +87,7 @@ class Products:
         out = rows.new_empty((*rows.shape[:-1], down.columns))
         self._library.gated_mlp(
             flat.data_ptr(), flat.shape[0], flat.shape[1], _row_stride(flat),
-            gate.part(between.data_ptr()) + up.part(0) + down.part(out.data_ptr()), _DTYPES[rows.dtype], activation,
+            gate.part(between.data_ptr()) + up.part(0) + down.part(out.data_ptr()), DTYPES[rows.dtype], activation,
             torch.get_num_threads(),
         )  # fmt: skip
         return out

@@ -6,7 +6,7 @@ for. Says in an exception why what was heard is not of the kind that `decoder` k
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class Heard:
     calls: list[AttentionCall]
     rotary_dim: int
     grid: KvGrid
-    kv: list[Tensor] = field(default_factory=list)
+    kv: list[Tensor]
 
 
 def listen(model: Any, layers: list[Any], kernels: Kernels, forward: Forward) -> Heard:
@@ -83,9 +83,8 @@ def listen(model: Any, layers: list[Any], kernels: Kernels, forward: Forward) ->
     rotary_dims = {_check_arguments(arguments, given, model.dtype) for arguments in given}
     for layer in layers:
         _check_attention(layer.self_attn)
-    heard = Heard(logits, calls[: len(layers)], rotary_dims.pop(), given[0]["packed"].grid)
-    heard.kv = take_kv(heard.grid)
-    return heard
+    grid = given[0]["packed"].grid
+    return Heard(logits, calls[: len(layers)], rotary_dims.pop(), grid, take_kv(grid))
 
 
 def take_kv(grid: KvGrid) -> list[Tensor]:
@@ -125,7 +124,7 @@ def _listening(calls: list[AttentionCall], kernels: Kernels) -> Callable[..., tu
 
 def _noting(given: list[dict[str, Any]]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def note(module: nn.Module, arguments: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if len(arguments) == 1:
+        if len(arguments) == 1 and "packed" in kwargs:
             given.append(kwargs)
 
     return note

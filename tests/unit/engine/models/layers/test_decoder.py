@@ -33,18 +33,9 @@ from engine.models.layers.decoder import run_layers_as_one
 from engine.models.layers.substitution import use_native_layers
 from engine.native.decoder import Decoder
 from engine.native.kernels import Kernels, load_kernels
-from tests.engine_models import VOCABULARY, tiny_model
+from tests.engine_models import SHAPE, VOCABULARY, tiny_model
 from tests.unit.engine.models.layers.interleaved import interleaved_model
 
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.3,
-}
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 0.02}
 ROWS, COLUMNS = 6, 64
 
@@ -84,11 +75,11 @@ class Packed:
 def a_model(kind: str) -> Any:
     if kind == "qwen2":  # whose queries, keys and values have a bias
         torch.manual_seed(0)
-        model: Any = Qwen2ForCausalLM(Qwen2Config(**SIZES))
+        model: Any = Qwen2ForCausalLM(Qwen2Config(**SHAPE))
         return model.eval()
     if kind == "gemma":  # whose norms have an offset, and whose activation is another one
         torch.manual_seed(0)
-        gemma: Any = GemmaForCausalLM(GemmaConfig(**SIZES, head_dim=16))
+        gemma: Any = GemmaForCausalLM(GemmaConfig(**SHAPE, head_dim=16))
         return gemma.eval()
     return tiny_model(kind)
 
@@ -187,7 +178,7 @@ def test_a_model_that_looks_alike_and_computes_something_else_keeps_its_layers(
 ) -> None:
     # Given a decoder with Llama's parts that adds a share of what its layers compute
     torch.manual_seed(0)
-    model: Any = GraniteForCausalLM(GraniteConfig(**SIZES, residual_multiplier=0.5))
+    model: Any = GraniteForCausalLM(GraniteConfig(**SHAPE, residual_multiplier=0.5))
     packed = Packed(model.eval(), kernels)
     before = packed.forward(next(steps(seed=1)))
     caplog.set_level(logging.INFO)
@@ -208,7 +199,7 @@ def test_a_model_whose_attention_looks_at_positions_keeps_its_layers(
         "llama_4_scaling_beta": 0.5,
         "original_max_position_embeddings": 32,
     }
-    config = Ministral3Config(**SIZES, head_dim=16, sliding_window=None, rope_parameters=scaled)
+    config = Ministral3Config(**SHAPE, head_dim=16, sliding_window=None, rope_parameters=scaled)
     model: Any = Ministral3ForCausalLM(config)
     packed = Packed(model.eval(), kernels)
     caplog.set_level(logging.INFO)
