@@ -164,7 +164,7 @@ static struct stage heads_stage(struct heads *heads, const struct decoder *decod
                       &heads->tokens_per_item);
 }
 
-/* The stages up to and with attention. `tiles` are those of the layer. Returns behind the last. */
+/* The stages up to and with attention. pair: the layer's keys and values in the grid. Returns behind the last. */
 static struct stage *attending(struct stage *next, struct work_of_layer *work, const struct decoder *decoder,
                                const struct layer *layer, const struct step *step, const struct places *places,
                                char *const *pair, int is_last, int64_t num_threads) {
